@@ -1,0 +1,161 @@
+//! What the host says about a process and its memory.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+
+const HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// The pool is one for all tests of a process.
+static POOL: Mutex<()> = Mutex::new(());
+
+/// 2 MiB hugepages of the host, reserved until this is dropped. Only one test has some at a time;
+/// others wait.
+pub struct Hugepages {
+    _pool: MutexGuard<'static, ()>,
+}
+
+impl Hugepages {
+    /// Reserves `count` pages.
+    ///
+    /// # Errors
+    /// If the host does not have them.
+    pub fn reserve(count: u64) -> Result<Self> {
+        let pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = Path::new(HUGEPAGES).join("nr_hugepages");
+        fs::write(&path, count.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let hugepages = Self { _pool: pool };
+        let total = hugepages.counter("nr_hugepages")?;
+        ensure!(total == count, "the host gave {total} of {count} hugepages");
+        Ok(hugepages)
+    }
+
+    /// Pages that nobody uses.
+    ///
+    /// # Errors
+    /// If the host does not say.
+    pub fn free(&self) -> Result<u64> {
+        self.counter("free_hugepages")
+    }
+
+    fn counter(&self, name: &str) -> Result<u64> {
+        let path = Path::new(HUGEPAGES).join(name);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{name} {text:?}"))
+    }
+}
+
+impl Drop for Hugepages {
+    fn drop(&mut self) {
+        let _ = fs::write(Path::new(HUGEPAGES).join("nr_hugepages"), "0");
+    }
+}
+
+/// One mapping of a process, from /proc/PID/smaps (proc_pid_smaps(5)).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// File or purpose; empty for anonymous memory.
+    pub name: String,
+    /// Bytes of address space.
+    pub size: u64,
+    /// Bytes resident; hugetlbfs pages are not counted here.
+    pub rss: u64,
+    /// Bytes of private and shared hugetlbfs pages.
+    pub hugetlb: u64,
+    /// Bytes of anonymous transparent hugepages.
+    pub anon_huge: u64,
+    /// Two-letter flags: `sh` shared, `mg` mergeable, `hg` hugepages advised, `ht` hugetlbfs.
+    pub flags: Vec<String>,
+}
+
+/// The mappings of process `pid`.
+///
+/// # Errors
+/// If the process is gone or the file is not understood.
+pub fn mappings(pid: u32) -> Result<Vec<Mapping>> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    parse(&text).with_context(|| format!("{path} is not understood"))
+}
+
+fn parse(smaps: &str) -> Result<Vec<Mapping>> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().context("an empty line")?;
+        let Some(key) = first.strip_suffix(':') else {
+            // address range, permissions, offset, device, inode, name
+            mappings.push(Mapping {
+                name: words.skip(4).collect::<Vec<_>>().join(" "),
+                ..Mapping::default()
+            });
+            continue;
+        };
+        let mapping = mappings.last_mut().context("a field before any mapping")?;
+        let mut kib = || -> Result<u64> {
+            let number: u64 = words.next().context("no number")?.parse()?;
+            Ok(number * 1024)
+        };
+        match key {
+            "Size" => mapping.size = kib()?,
+            "Rss" => mapping.rss = kib()?,
+            "AnonHugePages" => mapping.anon_huge = kib()?,
+            "Private_Hugetlb" | "Shared_Hugetlb" => mapping.hugetlb += kib()?,
+            "VmFlags" => mapping.flags = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    Ok(mappings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_smaps() {
+        let text = "\
+7f0000000000-7f0020000000 rw-s 00000000 00:01 1029 /memfd:ram (deleted)
+Size:             524288 kB
+Rss:               10240 kB
+AnonHugePages:         0 kB
+Shared_Hugetlb:     4096 kB
+Private_Hugetlb:    2048 kB
+VmFlags: rd wr sh mr mw me ms sd mg
+7f0020000000-7f0020001000 rw-p 00000000 00:00 0
+Size:                  4 kB
+Rss:                   4 kB
+VmFlags: rd wr
+";
+        let mappings = parse(text).unwrap();
+        assert_eq!(
+            mappings[0],
+            Mapping {
+                name: "/memfd:ram (deleted)".to_owned(),
+                size: 512 << 20,
+                rss: 10 << 20,
+                hugetlb: 6 << 20,
+                anon_huge: 0,
+                flags: "rd wr sh mr mw me ms sd mg"
+                    .split(' ')
+                    .map(str::to_owned)
+                    .collect(),
+            }
+        );
+        assert_eq!(mappings[1].name, "");
+        assert_eq!(mappings[1].rss, 4096);
+        assert_eq!(mappings.len(), 2);
+    }
+
+    #[test]
+    fn reads_this_process() {
+        let mappings = mappings(std::process::id()).unwrap();
+        let stack = mappings.iter().find(|mapping| mapping.name == "[stack]");
+        assert!(stack.is_some_and(|stack| stack.rss > 0), "{mappings:?}");
+    }
+}

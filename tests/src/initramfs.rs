@@ -1,0 +1,69 @@
+//! The guest's user space: busybox and a test's shell script.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::Lab;
+use crate::cpio::Archive;
+
+const INIT: &str = include_str!("guest-init.sh");
+const FULL_REPORT: &str = include_str!("full-report.sh");
+
+/// Kernel arguments for a guest that starts as fast as it can where everything is slow: little
+/// output, no self-tests of cryptography, and on x86_64 no measuring of clocks, which an emulated
+/// host cannot keep steady. On aarch64 the console comes from the SPCR.
+pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
+    "console=ttyS0 quiet cryptomgr.notests=1 tsc=reliable no_timer_check"
+} else {
+    "quiet cryptomgr.notests=1"
+};
+
+/// An initramfs that runs a script and powers off.
+///
+/// The script is `sh` with all of busybox, as root, with /proc, /sys, /dev and /tmp mounted. What
+/// it prints appears on the guest's console. `section NAME COMMAND…` prints a command's output so
+/// that [`Report`](crate::Report) finds it again.
+pub struct Initramfs {
+    script: String,
+}
+
+impl Initramfs {
+    /// One that runs `script`.
+    pub fn new(script: &str) -> Self {
+        Self {
+            script: format!("{script}\n"),
+        }
+    }
+
+    /// One that reports everything the guest can see: CPUs, topology, memory, SMBIOS, ACPI tables
+    /// and what the kernel complained about. The sections are in `src/full-report.sh`.
+    pub fn full_report() -> Self {
+        Self::new(FULL_REPORT)
+    }
+
+    /// The script that it runs.
+    pub fn script(&self) -> &str {
+        &self.script
+    }
+
+    /// Writes the archive to `path`.
+    ///
+    /// # Errors
+    /// Outside the lab, and if a file cannot be read or written.
+    pub fn write_to(&self, path: &Path) -> Result<()> {
+        let busybox = Lab::get()?.asset("busybox");
+        let busybox = std::fs::read(&busybox)
+            .with_context(|| format!("cannot read {}", busybox.display()))?;
+        let mut archive = Archive::default();
+        for folder in ["/bin", "/dev", "/lib", "/proc", "/sys", "/tmp"] {
+            archive.folder(folder);
+        }
+        archive.file("/bin/busybox", 0o755, &busybox);
+        archive.link("/bin/sh", "busybox");
+        archive.file("/init", 0o755, INIT.as_bytes());
+        archive.file("/test.sh", 0o644, self.script.as_bytes());
+        std::fs::write(path, archive.finish())
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}

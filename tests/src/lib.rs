@@ -1,0 +1,26 @@
+//! What lab tests are written with: guests from a few lines of shell, a VMM under a timeout, and
+//! what the guest reported.
+//!
+//! ```no_run
+//! # use tests::{CMDLINE, Initramfs, Vmm};
+//! let outcome = Vmm::boot(&Initramfs::new("section cpus nproc"), CMDLINE)?
+//!     .args(["--cpus", "boot=2", "--memory", "size=512M"])
+//!     .run()?;
+//! assert_eq!(outcome.report()?.text("cpus")?.trim(), "2");
+//! # anyhow::Ok(())
+//! ```
+
+mod cpio;
+mod host;
+mod initramfs;
+mod lab;
+mod output;
+pub mod probe;
+mod report;
+mod vmm;
+
+pub use host::{Hugepages, Mapping, mappings};
+pub use initramfs::{CMDLINE, Initramfs};
+pub use lab::Lab;
+pub use report::{Report, SharedReport};
+pub use vmm::{Outcome, RunningVmm, Vmm};

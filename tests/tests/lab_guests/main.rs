@@ -1,0 +1,36 @@
+//! Linux guests under our VMM, on real KVM: what they see, and how the VMM behaves around them.
+
+mod bad_input;
+mod cpus;
+mod lifecycle;
+mod memory;
+mod power_button;
+mod report;
+mod serial;
+
+use tests::{Initramfs, Vmm};
+
+/// Kernel arguments: little output, since each character costs an exit to the VMM, and on x86_64
+/// what keeps the kernel from measuring clocks that an emulated host cannot keep steady.
+const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
+    "console=ttyS0 quiet tsc=reliable no_timer_check"
+} else {
+    // The console comes from the SPCR.
+    "quiet"
+};
+
+/// A guest that runs `script` and powers off.
+fn guest(script: &str) -> anyhow::Result<Vmm> {
+    Vmm::boot(&Initramfs::new(script), CMDLINE)
+}
+
+/// A guest that prints its kernel's first messages and then has nothing to boot: enough for tests
+/// that look at the VMM from outside.
+fn early_guest() -> anyhow::Result<Vmm> {
+    let console = if cfg!(target_arch = "x86_64") {
+        "earlyprintk=serial,ttyS0,115200"
+    } else {
+        "earlycon=pl011,mmio32,0x9000000"
+    };
+    Vmm::boot(&Initramfs::new("true"), console)
+}

@@ -1,0 +1,199 @@
+//! What we build on: where it comes from, under which licences, and each crate once.
+//!
+//! Known vulnerabilities are not looked up: that needs a database from outside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Licences that the product may be built from, all compatible with its own.
+const LICENCES: [&str; 5] = [
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-3-Clause",
+    "MIT",
+    "Unicode-3.0",
+];
+
+/// Crates that may be there in several versions, and why that cannot be helped.
+const DUPLICATES: [(&str, &str); 2] = [
+    (
+        "bitflags",
+        "vmm-sys-util is on version 1, everything else on 2",
+    ),
+    (
+        "syn",
+        "used at build time only, and its users move to version 3 one by one",
+    ),
+];
+
+const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
+
+/// The crates that any of ours needs on any target, one JSON object each.
+fn packages() -> Vec<Value> {
+    let mut packages = Vec::new();
+    for target in TARGETS {
+        let output = Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version=1", "--locked"])
+            .args(["--filter-platform", target])
+            .output()
+            .expect("cargo metadata runs");
+        assert!(output.status.success(), "{output:?}");
+        let mut metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        match metadata["packages"].take() {
+            Value::Array(found) => packages.extend(found),
+            other => panic!("no packages: {other}"),
+        }
+    }
+    packages
+}
+
+fn text<'a>(package: &'a Value, key: &str) -> &'a str {
+    package[key].as_str().unwrap_or("")
+}
+
+#[test]
+fn every_licence_is_allowed() {
+    let wrong: BTreeSet<_> = packages()
+        .iter()
+        .map(|package| {
+            (
+                text(package, "name").to_owned(),
+                text(package, "license").to_owned(),
+            )
+        })
+        .filter(|(_, licence)| !acceptable(licence))
+        .collect();
+    assert!(wrong.is_empty(), "licences not on the list: {wrong:?}");
+}
+
+#[test]
+fn everything_else_comes_from_one_registry() {
+    let packages = packages();
+    let others: BTreeSet<_> = packages
+        .iter()
+        .filter_map(|package| package["source"].as_str())
+        .collect();
+    assert!(
+        others.len() == 1 && others.iter().all(|source| source.starts_with("registry+")),
+        "{others:?}"
+    );
+    // Crates without a source are part of this workspace.
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = manifest.parent().expect("the workspace's folder");
+    for package in packages
+        .iter()
+        .filter(|package| package["source"].is_null())
+    {
+        let path = text(package, "manifest_path");
+        assert!(std::path::Path::new(path).starts_with(workspace), "{path}");
+    }
+}
+
+#[test]
+fn crates_are_there_once() {
+    let mut versions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for package in packages() {
+        versions
+            .entry(text(&package, "name").to_owned())
+            .or_default()
+            .insert(text(&package, "version").to_owned());
+    }
+    let several: BTreeMap<_, _> = versions
+        .iter()
+        .filter(|(_, versions)| versions.len() > 1)
+        .collect();
+    let known: BTreeSet<_> = DUPLICATES.iter().map(|(name, _)| *name).collect();
+    let new: Vec<_> = several
+        .iter()
+        .filter(|(name, _)| !known.contains(name.as_str()))
+        .collect();
+    assert!(new.is_empty(), "in several versions: {new:?}");
+    let gone: Vec<_> = known
+        .iter()
+        .filter(|name| !several.keys().any(|several| several == *name))
+        .collect();
+    assert!(gone.is_empty(), "no longer in several versions: {gone:?}");
+}
+
+/// Whether an SPDX licence expression (SPDX specification, annex "SPDX license expressions") can
+/// be met with the allowed licences. `/` is an old spelling of `OR`.
+fn acceptable(expression: &str) -> bool {
+    let expression = expression
+        .replace('/', " OR ")
+        .replace('(', " ( ")
+        .replace(')', " ) ");
+    let words: Vec<_> = expression.split_whitespace().collect();
+    let mut rest = words.as_slice();
+    let met = either(&mut rest);
+    met && rest.is_empty()
+}
+
+/// `a OR b`: the weakest operator.
+fn either(words: &mut &[&str]) -> bool {
+    let mut met = both(words);
+    while let Some(rest) = words.strip_prefix(&["OR"]) {
+        *words = rest;
+        met |= both(words);
+    }
+    met
+}
+
+/// `a AND b`.
+fn both(words: &mut &[&str]) -> bool {
+    let mut met = one(words);
+    while let Some(rest) = words.strip_prefix(&["AND"]) {
+        *words = rest;
+        met &= one(words);
+    }
+    met
+}
+
+/// One licence, with its exception, or an expression in parentheses.
+fn one(words: &mut &[&str]) -> bool {
+    match **words {
+        ["(", ref rest @ ..] => {
+            *words = rest;
+            let met = either(words);
+            let closed = words.strip_prefix(&[")"]);
+            *words = closed.unwrap_or(&[]);
+            met && closed.is_some()
+        }
+        [licence, "WITH", exception, ref rest @ ..] => {
+            *words = rest;
+            LICENCES.contains(&format!("{licence} WITH {exception}").as_str())
+        }
+        [licence, ref rest @ ..] => {
+            *words = rest;
+            LICENCES.contains(&licence)
+        }
+        [] => false,
+    }
+}
+
+#[test]
+fn licence_expressions_are_understood() {
+    for good in [
+        "MIT",
+        "MIT/Apache-2.0",
+        "GPL-2.0 OR MIT",
+        "Apache-2.0 WITH LLVM-exception OR GPL-2.0",
+        "(MIT OR GPL-2.0) AND Unicode-3.0",
+    ] {
+        assert!(acceptable(good), "{good}");
+    }
+    for bad in [
+        "",
+        "GPL-2.0",
+        "MIT AND GPL-2.0",
+        "MIT WITH some-exception",
+        "(MIT OR Apache-2.0) AND GPL-2.0",
+        "GPL-2.0 OR MIT AND GPL-3.0",
+        "(MIT",
+        "MIT)",
+        "MIT Apache-2.0",
+    ] {
+        assert!(!acceptable(bad), "{bad}");
+    }
+}

@@ -1,0 +1,151 @@
+//! ACPI tables of a hardware-reduced machine: RSDP, XSDT, FADT, MADT, DSDT, SPCR, and GTDT and PPTT
+//! on aarch64 (ACPI 6.5).
+//!
+//! [`AcpiTables::encode`] makes everything but the addresses of the tables themselves, so that
+//! [`AcpiTables::size`] is known before RAM is laid out; [`AcpiTables::place`] then gives each table
+//! its address and links them. Both are pure: same input, same bytes.
+//!
+//! The fixed structures are typed and little-endian, and each table is summed once, at its end:
+//! `Sdt` of the `acpi_tables` crate sums the whole table again at every append, which is quadratic.
+
+mod apic;
+mod dsdt;
+mod fadt;
+mod gic;
+mod gtdt;
+mod madt;
+mod nodes;
+mod placement;
+mod pptt;
+mod resources;
+mod rsdp;
+mod spcr;
+mod table;
+mod xsdt;
+
+pub use placement::{AcpiTables, PlaceError, RsdpAt};
+
+use crate::plan::{CpuPlan, InterruptPlan, Isa, PlatformDevices, Registers};
+
+/// Why a machine cannot be described.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// The interrupt controller belongs to the other instruction set.
+    #[error("the interrupt controller is not one of {isa:?}")]
+    ForeignInterrupts {
+        /// Instruction set of the guest.
+        isa: Isa,
+    },
+    /// The MADT has 32 bits for this address.
+    #[error("the {what} is at {address:#x}; ACPI can describe one below 4 GiB only")]
+    Above4GiB {
+        /// Which controller.
+        what: &'static str,
+        /// Its address.
+        address: u64,
+    },
+    /// The MADT has 32 bits for an APIC id.
+    #[error("CPU {cpu} has APIC id {id:#x}, which exceeds 32 bits")]
+    ApicId {
+        /// Index of the CPU.
+        cpu: u32,
+        /// Its APIC id.
+        id: u64,
+    },
+    /// The MADT has 8 bits for the UID of a processor whose APIC id is below 255.
+    #[error("CPU {cpu} has APIC id {id}; ACPI can describe such a CPU up to number 254 only")]
+    ProcessorUid {
+        /// Index of the CPU.
+        cpu: u32,
+        /// Its APIC id.
+        id: u32,
+    },
+    /// The DSDT has three hexadecimal digits for the name of a processor or package.
+    #[error("there is no ACPI name for CPU or package {number}; the last is number 4095")]
+    NoName {
+        /// Index of the CPU, or number of the package.
+        number: u32,
+    },
+    /// The MADT has 32 bits for the length of the redistributors' range.
+    #[error("the GIC redistributors take {size:#x} bytes; ACPI can describe less than 4 GiB")]
+    Redistributors {
+        /// Bytes.
+        size: u64,
+    },
+    /// A resource descriptor has 8 bits for the number of I/O ports.
+    #[error("a device has {size} I/O ports at {base:#x}; ACPI can describe up to 255")]
+    Ports {
+        /// First port.
+        base: u16,
+        /// Number of ports.
+        size: u16,
+    },
+    /// The sleep registers do not fit below the end of the I/O space.
+    #[error("the ACPI sleep and reset registers at port {base:#x} reach past port 0xffff")]
+    SleepRegisters {
+        /// First port.
+        base: u16,
+    },
+}
+
+impl AcpiTables {
+    /// All tables of the machine, without their addresses.
+    ///
+    /// # Errors
+    ///
+    /// A value that does not fit its field.
+    pub fn encode(
+        isa: Isa,
+        cpus: &CpuPlan,
+        interrupts: &InterruptPlan,
+        devices: &PlatformDevices,
+    ) -> Result<Self, EncodeError> {
+        check(isa, cpus, interrupts, devices)?;
+        let mut listed = vec![madt::encode(cpus, interrupts)?];
+        if isa == Isa::Aarch64 {
+            listed.push(gtdt::encode());
+            listed.push(pptt::encode(cpus));
+        }
+        listed.extend(devices.serial.as_ref().map(spcr::encode));
+        Ok(Self {
+            fadt: fadt::Fadt::new(isa, devices),
+            dsdt: dsdt::encode(isa, cpus, devices),
+            listed,
+        })
+    }
+}
+
+/// Checks what the encoders take for granted.
+fn check(
+    isa: Isa,
+    cpus: &CpuPlan,
+    interrupts: &InterruptPlan,
+    devices: &PlatformDevices,
+) -> Result<(), EncodeError> {
+    match (isa, interrupts) {
+        (Isa::X86_64, InterruptPlan::Apic { .. }) | (Isa::Aarch64, InterruptPlan::GicV3 { .. }) => {
+        }
+        _ => return Err(EncodeError::ForeignInterrupts { isa }),
+    }
+    let numbers = cpus.cpus.iter().map(|cpu| cpu.index.max(cpu.package));
+    if let Some(number) = numbers.max().filter(|n| *n >= nodes::MAX_CPU_NAMES) {
+        return Err(EncodeError::NoName { number });
+    }
+    let serial = devices.serial.map(|serial| serial.registers);
+    for registers in serial.into_iter().chain([devices.rtc]) {
+        if let Registers::Pio { base, size } = registers
+            && size > resources::MAX_PORTS
+        {
+            return Err(EncodeError::Ports { base, size });
+        }
+    }
+    if let Some(sleep) = devices.sleep
+        && sleep.base > u16::MAX - 2
+    {
+        return Err(EncodeError::SleepRegisters { base: sleep.base });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+mod golden;
+mod iasl;
+mod property;
+mod samples;

@@ -1,0 +1,198 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, PathBufValueParser, Str};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches};
+
+use super::error::{ConfigErrors, Problem};
+use super::tree::{self, Node};
+use super::{SECTIONS, Section, VM, VmConfig, help, option_string, payload};
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run a virtual machine.
+    Run {
+        /// The virtual machine, not validated yet.
+        config: Box<VmConfig>,
+        /// What is logged.
+        log: LogOptions,
+    },
+    /// Print this text to standard output and succeed: the help or the version.
+    Print(String),
+}
+
+/// What is logged, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// How often `-v` was given: the more, the more is logged.
+    pub verbosity: u8,
+    /// The file that is logged to; standard error if absent.
+    pub file: Option<PathBuf>,
+}
+
+/// Why a command line cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// An unknown option, an option given twice, or one without its value.
+    #[error("{0}")]
+    Usage(String),
+    /// Values that are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+}
+
+impl CliError {
+    /// Exit code of a process whose command line cannot be understood; what goes wrong later has
+    /// another one.
+    pub const EXIT_CODE: u8 = 2;
+}
+
+/// Reads a command line, the name of the program first.
+///
+/// # Errors
+/// The command line cannot be understood: every wrong option and key at once, save that an unknown
+/// option hides the rest. What the values amount to is for [`VmConfig::validate`] to check.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliError> {
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => {
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                    Ok(Command::Print(error.to_string()))
+                }
+                _ => Err(CliError::Usage(usage(&error))),
+            };
+        }
+    };
+    let mut problems = Vec::new();
+    refuse_what_is_not_there(&matches, &mut problems);
+    let tree = configuration(&matches, &mut problems);
+    let config = tree::read(tree, &mut problems);
+    Ok(Command::Run {
+        config: Box::new(ConfigErrors::of(config, problems)?),
+        log: LogOptions {
+            verbosity: matches.get_count(VERBOSE),
+            file: matches.get_one(LOG_FILE).cloned(),
+        },
+    })
+}
+
+const VERBOSE: &str = "verbose";
+const LOG_FILE: &str = "log-file";
+
+/// The options, as clap knows them.
+fn command() -> clap::Command {
+    let payload = payload::SPELLING.keys.iter().map(|key| {
+        Arg::new(key.option)
+            .value_name(key.value.to_string().replace(['<', '>'], ""))
+            .help(key.help)
+    });
+    let sections = SECTIONS.iter().map(|section| {
+        Arg::new(section.option)
+            .value_name(help::value_name(section.spelling))
+            .help(help::section(section.spelling))
+    });
+    let not_yet = not_yet_options().map(|option| {
+        Arg::new(option)
+            .num_args(0..)
+            .action(ArgAction::Append)
+            .hide(true)
+    });
+    let taking_text = payload.chain(sections).chain(not_yet).map(|arg| {
+        let name: Str = arg.get_id().as_str().to_string().into();
+        arg.long(name).value_parser(OsStringValueParser::new())
+    });
+    clap::Command::new("cloud-hypervisor")
+        .bin_name("cloud-hypervisor")
+        .version(concat!("v", env!("CARGO_PKG_VERSION")))
+        .about("Runs a virtual machine on KVM")
+        .after_help(help::NOTES)
+        .next_line_help(true)
+        .args(taking_text)
+        .arg(
+            Arg::new(LOG_FILE)
+                .long(LOG_FILE)
+                .value_name("path")
+                .value_parser(PathBufValueParser::new())
+                .help("Log to a file [default: standard error]"),
+        )
+        .arg(
+            Arg::new(VERBOSE)
+                .short('v')
+                .action(ArgAction::Count)
+                .help("Log more; may be given several times"),
+        )
+}
+
+/// Options of the interface that are not there yet.
+fn not_yet_options() -> impl Iterator<Item = &'static str> {
+    let payload = payload::SPELLING.not_yet.iter();
+    payload.chain(VM.not_yet).filter_map(|key| key.option)
+}
+
+/// clap's account of an error, without the prefix that the caller gives every error.
+fn usage(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    text.trim_end().to_string()
+}
+
+/// Whether an option stands on the command line.
+fn is_given(matches: &ArgMatches, option: &str) -> bool {
+    matches.value_source(option) == Some(ValueSource::CommandLine)
+}
+
+fn refuse_what_is_not_there(matches: &ArgMatches, problems: &mut Vec<Problem>) {
+    let not_yet = payload::SPELLING.not_yet.iter().chain(VM.not_yet);
+    for not_yet in not_yet {
+        let Some(option) = not_yet.option.filter(|option| is_given(matches, option)) else {
+            continue;
+        };
+        let values: Vec<&OsString> = matches.get_many(option).into_iter().flatten().collect();
+        let usual = not_yet.usual_text;
+        if !matches!(values[..], [value] if usual.is_some_and(|usual| value == usual)) {
+            problems.push(Problem::NotYet(format!("--{option}")));
+        }
+    }
+}
+
+/// The value of an option, if it is given and is text.
+fn text<'a>(matches: &'a ArgMatches, option: &str, problems: &mut Vec<Problem>) -> Option<&'a str> {
+    let value: &OsString = matches.get_one(option)?;
+    if value.to_str().is_none() {
+        let at = format!("--{option} {}", value.display());
+        problems.push(Problem::invalid(at, "is not UTF-8"));
+    }
+    value.to_str()
+}
+
+/// Puts the options together as the members of a [`VmConfig`].
+fn configuration(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Node {
+    let mut payload_members = Vec::new();
+    for key in payload::SPELLING.keys {
+        if let Some(text) = text(matches, key.option, problems) {
+            payload_members.push((key.field.to_string(), Node::String(text.to_string())));
+        }
+    }
+    let mut members = vec![("payload".to_string(), Node::Map(payload_members))];
+    for Section {
+        option,
+        field,
+        spelling,
+    } in &SECTIONS
+    {
+        if let Some(text) = text(matches, option, problems) {
+            let section = option_string::option(&format!("--{option}"), text, spelling, problems);
+            members.push((field.to_string(), section));
+        }
+    }
+    Node::Map(members)
+}
+
+#[cfg(test)]
+mod tests;

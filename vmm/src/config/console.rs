@@ -1,0 +1,260 @@
+//! `--serial`, `--console` and `--debug-console`: where the guest's characters go.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use arch::Isa;
+use serde::{Deserialize, Serialize};
+
+use super::error::Problem;
+use super::spelling::{Bare, Fallback, Key, NotYet, Spelling, Value, word};
+use super::validate::path_fault;
+
+/// How `--serial` is spelled.
+pub const SERIAL: Spelling = Spelling {
+    type_name: "SerialConfig",
+    about: "Serial port: a 16550 on x86_64, a PL011 on aarch64",
+    bare: Some(Bare {
+        field: "mode",
+        words: &["off", "null", "tty", "pty"],
+        default: "null",
+    }),
+    keys: &[
+        Key::new(
+            "file",
+            "file",
+            Value::Typed("<path>"),
+            "write its output to a file",
+        )
+        .implies("file"),
+        Key::new(
+            "socket",
+            "socket",
+            Value::Typed("<path>"),
+            "listen on a Unix socket",
+        )
+        .implies("socket"),
+    ],
+    not_yet: &[],
+};
+
+/// How `--console` is spelled.
+pub const CONSOLE: Spelling = Spelling {
+    type_name: "ConsoleConfig",
+    about: "Virtio console; there is none yet, so off is all that can be asked for",
+    bare: Some(Bare {
+        field: "mode",
+        words: &["off"],
+        default: "off",
+    }),
+    keys: &[],
+    not_yet: &[
+        NotYet::option("null"),
+        NotYet::option("tty"),
+        NotYet::option("pty"),
+        NotYet::both("file"),
+        NotYet::both("socket"),
+        NotYet::both("iommu")
+            .unless_text("off")
+            .unless_json("false"),
+        NotYet::both("id"),
+        NotYet::both("pci_segment"),
+        NotYet::both("pci_device_id"),
+    ],
+};
+
+/// How `--debug-console` is spelled.
+pub const DEBUG_CONSOLE: Spelling = Spelling {
+    type_name: "DebugConsoleConfig",
+    about: "Debug console: an I/O port that characters are written to, x86_64 only",
+    bare: Some(Bare {
+        field: "mode",
+        words: &["off", "pty", "tty"],
+        default: "off",
+    }),
+    keys: &[
+        Key::new(
+            "file",
+            "file",
+            Value::Typed("<path>"),
+            "write its output to a file",
+        )
+        .implies("file"),
+        Key::new("iobase", "iobase", Value::Typed("<port>"), "the I/O port")
+            .or(Fallback::Value("0xe9")),
+    ],
+    not_yet: &[],
+};
+
+/// The longest path of a Unix socket, in bytes: `sun_path` less its NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Where a console is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConsoleMode {
+    /// The guest has no such device.
+    Off,
+    /// A new pseudo-terminal.
+    Pty,
+    /// The terminal of this process: standard input and output.
+    Tty,
+    /// A file that output is written to.
+    File,
+    /// A listening Unix socket.
+    Socket,
+    /// The device is there, its output is thrown away.
+    Null,
+}
+
+/// The serial port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialConfig {
+    /// Where it is connected to.
+    pub mode: ConsoleMode,
+    /// The file of [`ConsoleMode::File`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The socket of [`ConsoleMode::Socket`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for SerialConfig {
+    fn default() -> Self {
+        Self {
+            mode: ConsoleMode::Null,
+            file: None,
+            socket: None,
+        }
+    }
+}
+
+/// The virtio console; there is none yet, so `Off` is the only mode that passes validation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Where it is connected to.
+    pub mode: ConsoleMode,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self {
+            mode: ConsoleMode::Off,
+        }
+    }
+}
+
+/// The debug console: one I/O port that characters are written to. x86_64 only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DebugConsoleConfig {
+    /// Where it is connected to: off, a pseudo-terminal, the terminal or a file.
+    pub mode: ConsoleMode,
+    /// The file of [`ConsoleMode::File`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The I/O port.
+    #[serde(default = "default_iobase")]
+    pub iobase: u16,
+}
+
+/// The debug console's port where nothing else was asked for: the one that Bochs made customary.
+pub const DEFAULT_DEBUG_CONSOLE_PORT: u16 = 0xe9;
+
+impl Default for DebugConsoleConfig {
+    fn default() -> Self {
+        Self {
+            mode: ConsoleMode::Off,
+            file: None,
+            iobase: DEFAULT_DEBUG_CONSOLE_PORT,
+        }
+    }
+}
+
+fn default_iobase() -> u16 {
+    DEFAULT_DEBUG_CONSOLE_PORT
+}
+
+impl SerialConfig {
+    /// Adds what is wrong with it to `problems`.
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+        let Self { mode, file, socket } = self;
+        let file = (ConsoleMode::File, "file", file.as_deref());
+        let socket = (ConsoleMode::Socket, "socket", socket.as_deref());
+        check_paths("--serial", *mode, &[file, socket], problems);
+    }
+}
+
+impl ConsoleConfig {
+    /// Adds what is wrong with it to `problems`.
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+        let Self { mode } = self;
+        if *mode != ConsoleMode::Off {
+            problems.push(Problem::NotYet(format!("--console {mode}")));
+        }
+    }
+}
+
+impl DebugConsoleConfig {
+    /// Adds what is wrong with it to `problems`.
+    pub(super) fn validate(&self, isa: Isa, problems: &mut Vec<Problem>) {
+        let Self { mode, file, iobase } = self;
+        let at = format!("--debug-console {mode}");
+        match (isa, mode) {
+            (_, ConsoleMode::Off) => {}
+            (Isa::Aarch64, _) => {
+                let reason = "aarch64 has no I/O ports; only x86_64 has a debug console";
+                problems.push(Problem::invalid(&at, reason));
+            }
+            (Isa::X86_64, ConsoleMode::Null | ConsoleMode::Socket) => {
+                let reason = "expected off, pty, tty or file=<path>";
+                problems.push(Problem::invalid(&at, reason));
+            }
+            (Isa::X86_64, ConsoleMode::Pty | ConsoleMode::Tty | ConsoleMode::File) => {}
+        }
+        if *mode == ConsoleMode::Off && *iobase != DEFAULT_DEBUG_CONSOLE_PORT {
+            let at = format!("--debug-console iobase={iobase:#x}");
+            let reason = "means nothing while it is off; add pty, tty or file=<path>";
+            problems.push(Problem::invalid(at, reason));
+        }
+        let file = (ConsoleMode::File, "file", file.as_deref());
+        check_paths("--debug-console", *mode, &[file], problems);
+    }
+}
+
+/// Checks that a path is there exactly if the mode uses it, and that it can be one.
+fn check_paths(
+    option: &str,
+    mode: ConsoleMode,
+    paths: &[(ConsoleMode, &str, Option<&Path>)],
+    problems: &mut Vec<Problem>,
+) {
+    for (user, key, path) in paths {
+        let Some(path) = path else {
+            if *user == mode {
+                let at = format!("{option} {mode}");
+                let reason = format!("the path is missing: {key}=<path>");
+                problems.push(Problem::invalid(at, reason));
+            }
+            continue;
+        };
+        let at = format!("{option} {key}={}", path.display());
+        if *user != mode {
+            let reason = format!("contradicts the mode {mode}");
+            problems.push(Problem::invalid(at, reason));
+        } else if let Some(reason) = path_fault(path) {
+            problems.push(Problem::invalid(at, reason));
+        } else if mode == ConsoleMode::Socket && path.as_os_str().len() > MAX_SOCKET_PATH {
+            let reason = format!("a socket's path has at most {MAX_SOCKET_PATH} bytes");
+            problems.push(Problem::invalid(at, reason));
+        }
+    }
+}
+
+impl fmt::Display for ConsoleMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&word(&format!("{self:?}")))
+    }
+}

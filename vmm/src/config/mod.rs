@@ -1,0 +1,178 @@
+//! The configuration: what the user asks for.
+//!
+//! The types are the body of the REST API's `vm.create`, field for field. Two front ends read them:
+//! JSON as serde's names say, and the command line as each type's [`spelling`] table says. Both go
+//! through one [`tree`], so both report every problem at once, and neither takes the other's
+//! spelling. [`VmConfig::validate`] holds for both.
+
+pub mod cli;
+mod console;
+mod cpus;
+mod error;
+mod help;
+mod json;
+mod memory;
+mod option_string;
+mod payload;
+mod platform;
+mod spelling;
+mod tree;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use console::{
+    ConsoleConfig, ConsoleMode, DEFAULT_DEBUG_CONSOLE_PORT, DebugConsoleConfig, SerialConfig,
+};
+pub use cpus::{
+    CpuAffinity, CpuTopology, CpusConfig, DEFAULT_X86_PHYS_BITS, MAX_HOST_CPUS, MAX_VCPUS,
+};
+pub use error::{ConfigErrors, Problem};
+pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
+pub use payload::PayloadConfig;
+pub use platform::PlatformConfig;
+
+use spelling::{NotYet, Spelling};
+
+/// A virtual machine, as the user asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// The virtual CPUs.
+    #[serde(default)]
+    pub cpus: CpusConfig,
+    /// The guest's RAM.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// What the guest boots.
+    pub payload: PayloadConfig,
+    /// The serial port.
+    #[serde(default)]
+    pub serial: SerialConfig,
+    /// The virtio console.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// The debug console.
+    #[serde(default)]
+    pub debug_console: DebugConsoleConfig,
+    /// How the machine introduces itself to the guest.
+    #[serde(default)]
+    pub platform: PlatformConfig,
+}
+
+impl VmConfig {
+    /// Reads the body of `vm.create`. A member that is `null` counts as absent.
+    ///
+    /// # Errors
+    /// The text is not JSON, or members are unknown, not supported yet, missing or of the wrong
+    /// type: all of them. The values are for [`VmConfig::validate`] to check.
+    pub fn from_json(text: &[u8]) -> Result<Self, ConfigErrors> {
+        let mut problems = Vec::new();
+        let config = tree::read(json::document(text)?, &mut problems);
+        ConfigErrors::of(config, problems)
+    }
+}
+
+/// An option whose keys are the fields of a type.
+#[derive(Debug)]
+struct Section {
+    /// Name of the option.
+    option: &'static str,
+    /// Name of the field in [`VmConfig`].
+    field: &'static str,
+    /// Spelling of the field's type.
+    spelling: &'static Spelling,
+}
+
+/// The options that have keys; [`payload::SPELLING`] has those that have none.
+const SECTIONS: [Section; 6] = [
+    Section {
+        option: "cpus",
+        field: "cpus",
+        spelling: &cpus::SPELLING,
+    },
+    Section {
+        option: "memory",
+        field: "memory",
+        spelling: &memory::SPELLING,
+    },
+    Section {
+        option: "serial",
+        field: "serial",
+        spelling: &console::SERIAL,
+    },
+    Section {
+        option: "console",
+        field: "console",
+        spelling: &console::CONSOLE,
+    },
+    Section {
+        option: "debug-console",
+        field: "debug_console",
+        spelling: &console::DEBUG_CONSOLE,
+    },
+    Section {
+        option: "platform",
+        field: "platform",
+        spelling: &platform::SPELLING,
+    },
+];
+
+/// Options of the whole machine that are not there yet.
+const VM: Spelling = Spelling {
+    type_name: "VmConfig",
+    about: "A virtual machine",
+    bare: None,
+    keys: &[],
+    not_yet: &[
+        NotYet::option("api-socket"),
+        NotYet::both("balloon"),
+        NotYet::named("device", "devices"),
+        NotYet::named("disk", "disks"),
+        NotYet::option("event-monitor"),
+        NotYet::both("fs"),
+        NotYet::named("generic-vhost-user", "generic_vhost_user"),
+        NotYet::field("iommu").unless_json("false"),
+        NotYet::named("landlock", "landlock_enable").unless_json("false"),
+        NotYet::named("landlock-rules", "landlock_rules"),
+        NotYet::option("log-format"),
+        NotYet::option("memory-zone"),
+        NotYet::both("net"),
+        NotYet::option("no-shutdown"),
+        NotYet::both("numa"),
+        NotYet::named("pci-segment", "pci_segments"),
+        NotYet::both("pmem"),
+        NotYet::both("pvpanic").unless_json("false"),
+        NotYet::named("rate-limit-group", "rate_limit_groups"),
+        NotYet::option("restore"),
+        NotYet::both("rng"),
+        NotYet::both("rtc"),
+        NotYet::option("seccomp").unless_text("false"),
+        NotYet::both("tpm"),
+        NotYet::named("user-device", "user_devices"),
+        NotYet::both("vdpa"),
+        NotYet::both("vsock"),
+        NotYet::both("watchdog").unless_json("false"),
+    ],
+};
+
+/// The spelling of a type, by the name that serde knows it by.
+fn spelling_of(type_name: &str) -> Option<&'static Spelling> {
+    let sections = SECTIONS.iter().map(|section| section.spelling);
+    sections
+        .chain([&VM, &payload::SPELLING])
+        .find(|spelling| spelling.type_name == type_name)
+}
+
+/// What separates the fields of a type that is written without keys, as a topology's
+/// `threads:cores:dies:packages`.
+fn separator_of(type_name: &str) -> Option<char> {
+    match type_name {
+        "CpuTopology" => Some(':'),
+        "CpuAffinity" => Some('@'),
+        _ => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! Whatever a configuration holds, it comes through both front ends unchanged.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
+    prop::option::of(any::<String>().prop_map(Into::into))
+}
+
+fn any_mode() -> impl Strategy<Value = ConsoleMode> {
+    use ConsoleMode::{File, Null, Off, Pty, Socket, Tty};
+    prop::sample::select(vec![Off, Pty, Tty, File, Socket, Null])
+}
+
+prop_compose! {
+    fn any_topology()(levels in any::<[u32; 4]>()) -> CpuTopology {
+        let [threads_per_core, cores_per_die, dies_per_package, packages] = levels;
+        CpuTopology { threads_per_core, cores_per_die, dies_per_package, packages }
+    }
+}
+
+prop_compose! {
+    fn any_cpus()(
+        boot_vcpus in any::<u32>(),
+        max_vcpus in any::<u32>(),
+        topology in prop::option::of(any_topology()),
+        max_phys_bits in any::<Option<u8>>(),
+        nested in any::<bool>(),
+        affinity in prop::collection::vec(
+            (any::<u32>(), prop::collection::vec(any::<u32>(), 0..8)),
+            0..4,
+        ),
+    ) -> CpusConfig {
+        let affinity = affinity
+            .into_iter()
+            .map(|(vcpu, host_cpus)| CpuAffinity { vcpu, host_cpus })
+            .collect();
+        CpusConfig { boot_vcpus, max_vcpus, topology, max_phys_bits, nested, affinity }
+    }
+}
+
+prop_compose! {
+    fn any_memory()(
+        size in any::<u64>(),
+        [mergeable, shared, hugepages, prefault, thp] in any::<[bool; 5]>(),
+        hugepage_size in any::<Option<u64>>(),
+    ) -> MemoryConfig {
+        MemoryConfig { size, mergeable, shared, hugepages, hugepage_size, prefault, thp }
+    }
+}
+
+prop_compose! {
+    fn any_platform()(
+        strings in prop::collection::vec(any::<Option<String>>(), 10),
+        oem_strings in prop::collection::vec(any::<String>(), 0..4),
+        acpi in any::<bool>(),
+    ) -> PlatformConfig {
+        let mut strings = strings.into_iter();
+        let mut next = || strings.next().flatten();
+        PlatformConfig {
+            system_manufacturer: next(),
+            system_product_name: next(),
+            system_version: next(),
+            system_serial_number: next(),
+            system_uuid: next(),
+            system_sku_number: next(),
+            system_family: next(),
+            oem_strings,
+            chassis_asset_tag: next(),
+            serial_number: next(),
+            uuid: next(),
+            acpi,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_vm()(
+        cpus in any_cpus(),
+        memory in any_memory(),
+        [kernel, initramfs, serial_file, serial_socket, debug_file] in
+            [any_path(), any_path(), any_path(), any_path(), any_path()],
+        cmdline in any::<Option<String>>(),
+        [serial, console, debug_console] in [any_mode(), any_mode(), any_mode()],
+        iobase in any::<u16>(),
+        platform in any_platform(),
+    ) -> VmConfig {
+        VmConfig {
+            cpus,
+            memory,
+            payload: PayloadConfig { kernel, cmdline, initramfs },
+            serial: SerialConfig { mode: serial, file: serial_file, socket: serial_socket },
+            console: ConsoleConfig { mode: console },
+            debug_console: DebugConsoleConfig { mode: debug_console, file: debug_file, iobase },
+            platform,
+        }
+    }
+}
+
+fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn a_configuration_survives_json(config in any_vm()) {
+        let body = serde_json::to_vec(&config).unwrap();
+        prop_assert_eq!(VmConfig::from_json(&body).unwrap(), config.clone());
+        prop_assert_eq!(serde_json::from_slice::<VmConfig>(&body).unwrap(), config);
+    }
+
+    #[test]
+    fn cpus_survive_the_command_line(config in any_cpus()) {
+        let affinity: Vec<String> = config
+            .affinity
+            .iter()
+            .map(|CpuAffinity { vcpu, host_cpus }| format!("{vcpu}@{host_cpus:?}").replace(' ', ""))
+            .collect();
+        let mut text = format!(
+            "boot={},max={},nested={},affinity=[{}]",
+            config.boot_vcpus, config.max_vcpus, switch(config.nested), affinity.join(","),
+        );
+        if let Some(topology) = &config.topology {
+            text.push_str(&format!(",topology={topology}"));
+        }
+        if let Some(bits) = config.max_phys_bits {
+            text.push_str(&format!(",max_phys_bits={bits}"));
+        }
+        prop_assert_eq!(option("cpus", &text), Ok(config));
+    }
+
+    #[test]
+    fn memory_survives_the_command_line(config in any_memory()) {
+        let mut text = format!(
+            "size={},mergeable={},shared={},hugepages={},prefault={},thp={}",
+            config.size, switch(config.mergeable), switch(config.shared),
+            switch(config.hugepages), switch(config.prefault), switch(config.thp),
+        );
+        if let Some(size) = config.hugepage_size {
+            text.push_str(&format!(",hugepage_size={size:#x}"));
+        }
+        prop_assert_eq!(option("memory", &text), Ok(config));
+    }
+
+    #[test]
+    fn strings_survive_the_command_line(
+        manufacturer in any::<String>(),
+        oem_strings in prop::collection::vec(any::<String>(), 0..4),
+    ) {
+        let list: Vec<String> = oem_strings.iter().map(|text| quoted(text)).collect();
+        let text = format!(
+            "system_manufacturer={},oem_strings=[{}]",
+            quoted(&manufacturer), list.join(","),
+        );
+        let config = PlatformConfig {
+            system_manufacturer: Some(manufacturer),
+            oem_strings,
+            ..PlatformConfig::default()
+        };
+        prop_assert_eq!(option("platform", &text), Ok(config));
+    }
+
+    #[test]
+    fn no_json_panics(body in prop_oneof![
+        any::<Vec<u8>>(),
+        "[\\[\\]{}:,\"a-z0-9.-]{0,40}".prop_map(String::into_bytes),
+    ]) {
+        // No body this short names a payload, so none is a configuration.
+        prop_assert!(!VmConfig::from_json(&body).unwrap_err().problems().is_empty());
+    }
+}

@@ -1,0 +1,58 @@
+//! What a configuration must satisfy, whichever way it came in.
+
+use std::path::Path;
+
+use arch::Isa;
+
+use super::error::{ConfigErrors, Problem};
+use super::{ConsoleMode, VmConfig};
+
+impl VmConfig {
+    /// Checks everything that can be told without looking at the host.
+    ///
+    /// # Errors
+    /// All problems, each with the option at fault as the command line spells it.
+    pub fn validate(&self, isa: Isa) -> Result<(), ConfigErrors> {
+        let Self {
+            cpus,
+            memory,
+            payload,
+            serial,
+            console,
+            debug_console,
+            platform,
+        } = self;
+        let mut problems = Vec::new();
+        payload.validate(&mut problems);
+        cpus.validate(&mut problems);
+        memory.validate(&mut problems);
+        serial.validate(&mut problems);
+        console.validate(&mut problems);
+        debug_console.validate(isa, &mut problems);
+        platform.validate(isa, &mut problems);
+        if serial.mode == ConsoleMode::Tty && debug_console.mode == ConsoleMode::Tty {
+            let reason = "--serial has the terminal already; connect one of them elsewhere";
+            problems.push(Problem::invalid("--debug-console tty", reason));
+        }
+        ConfigErrors::check(problems)
+    }
+}
+
+/// What is wrong with a path whatever the host's files are, if anything is.
+pub(super) fn path_fault(path: &Path) -> Option<&'static str> {
+    /// The longest path, in bytes: PATH_MAX less its NUL (path_resolution(7)).
+    const MAX_PATH: usize = 4095;
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() {
+        Some("the path is empty")
+    } else if bytes.contains(&0) {
+        Some("a path cannot contain a NUL character")
+    } else if bytes.len() > MAX_PATH {
+        Some("a path has at most 4095 bytes")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

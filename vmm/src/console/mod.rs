@@ -1,0 +1,207 @@
+//! The host side of serial ports and the debug console.
+//!
+//! A console has two ends. The [`Backend`] is the host's: it owns the terminal, pseudo-terminal,
+//! socket or file, and lives in the main event loop for as long as the process. The [`Port`] is
+//! the machine's: a cheap handle that devices write to from vCPU threads and through which they
+//! are given input. A guest reboot attaches a new device to the same port, so the path of a
+//! pseudo-terminal stays, the client of a socket stays connected and typed-ahead input is kept.
+//!
+//! | mode   | output                                        | input                     |
+//! |--------|-----------------------------------------------|---------------------------|
+//! | null   | discarded                                     | none                      |
+//! | tty    | standard output, the vCPU waits for it        | standard input            |
+//! | pty    | never waits; the newest [`BACKLOG`] bytes kept | from whoever opens it    |
+//! | file   | truncated at start, the vCPU waits for it     | none                      |
+//! | socket | never waits; the newest [`BACKLOG`] bytes kept | from the newest client   |
+//!
+//! Output that a pseudo-terminal's reader or a socket's client does not take, or that is written
+//! while there is none, goes to a backlog and is delivered once it is; beyond [`BACKLOG`] bytes the
+//! oldest are dropped.
+
+mod backend;
+mod input;
+mod output;
+mod pty;
+mod socket;
+pub mod terminal;
+mod tty;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use self::backend::Backend;
+use self::output::Output;
+
+/// Most bytes of output kept for a reader that is slow or not there yet.
+pub const BACKLOG: usize = 1 << 20;
+
+/// Where a console's output goes and its input comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Output is discarded, there is no input.
+    Null,
+    /// Standard input and output.
+    Tty,
+    /// A new pseudo-terminal.
+    Pty,
+    /// A file that is created or truncated; no input.
+    File(PathBuf),
+    /// A Unix stream socket that is listened on.
+    Socket(PathBuf),
+}
+
+/// Why a console cannot be opened.
+#[derive(Debug, Error)]
+pub enum ConsoleError {
+    /// Standard input or output cannot be used.
+    #[error("cannot use standard input and output as a console")]
+    Stdio(#[source] io::Error),
+    /// The terminal's settings cannot be changed.
+    #[error("cannot set up the terminal")]
+    Terminal(#[source] io::Error),
+    /// A second console wants the terminal.
+    #[error("the terminal is in use by another console of this machine")]
+    TerminalInUse,
+    /// There is no pseudo-terminal to be had.
+    #[error("cannot create a pseudo-terminal")]
+    Pty(#[source] io::Error),
+    /// The output file cannot be created.
+    #[error("cannot create console file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The socket cannot be created.
+    #[error("cannot listen on console socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process listens on the socket.
+    #[error("console socket {} is in use by another process", path.display())]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket's path is taken by something that must not be removed.
+    #[error("console socket {} exists already and is not a socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No event descriptor.
+    #[error("cannot create an event for the console")]
+    Event(#[source] io::Error),
+}
+
+/// A device that takes console input.
+pub trait InputSink: Send + Sync {
+    /// Takes as many of `bytes` as there is room for and returns their number. Never waits.
+    ///
+    /// A sink that takes fewer than it is offered calls [`Port::room_again`] once it has room; it
+    /// is offered the rest then, and nothing before that.
+    fn accept(&self, bytes: &[u8]) -> usize;
+}
+
+/// What the two ends of a console share.
+struct Shared {
+    /// Wakes the event loop: a sink was attached or has room, or output needs to be flushed.
+    wake: EventFd,
+    /// The device that takes input.
+    sink: Mutex<Option<Arc<dyn InputSink>>>,
+    /// Where output goes.
+    output: Output,
+}
+
+/// The machine's end of a console.
+///
+/// A write takes all bytes or fails. Only standard output and files can fail; a pseudo-terminal or
+/// socket without a reader is no failure.
+#[derive(Clone)]
+pub struct Port {
+    shared: Arc<Shared>,
+}
+
+impl Port {
+    fn new(output: Output) -> Result<Self, ConsoleError> {
+        let wake =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ConsoleError::Event)?;
+        let shared = Shared {
+            wake,
+            sink: Mutex::new(None),
+            output,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Gives input to `sink` from now on, in place of any earlier one; input that the earlier one
+    /// had no room for comes first.
+    pub fn attach(&self, sink: Arc<dyn InputSink>) {
+        *lock(&self.shared.sink) = Some(sink);
+        self.wake();
+    }
+
+    /// Stops giving input to anyone; it waits on the host until the next [`Port::attach`].
+    pub fn detach(&self) {
+        *lock(&self.shared.sink) = None;
+    }
+
+    /// Says that the sink has room again. May be called from any thread, and with locks held that
+    /// [`InputSink::accept`] takes.
+    pub fn room_again(&self) {
+        self.wake();
+    }
+
+    /// Drops all output to standard output or a file from now on.
+    ///
+    /// For shutdown, before vCPUs are interrupted: one that waits for a standard output nobody
+    /// reads gives up at its next signal. Other outputs make nobody wait; they get what is left.
+    pub fn hang_up(&self) {
+        self.shared.output.hang_up();
+    }
+
+    /// Undoes [`Port::hang_up`], for the machine of the next boot.
+    pub fn pick_up(&self) {
+        self.shared.output.pick_up();
+    }
+
+    fn sink(&self) -> Option<Arc<dyn InputSink>> {
+        lock(&self.shared.sink).clone()
+    }
+
+    fn wake(&self) {
+        // The only failure is a counter at its limit, and then the loop is awake anyway.
+        let _ = self.shared.wake.write(1);
+    }
+}
+
+impl Write for Port {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.shared.output.write(bytes)? {
+            self.wake();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Locks a mutex whose data stays consistent even if a holder panicked.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,231 @@
+//! The output side of a console, written to by vCPU threads.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::{BACKLOG, lock};
+
+/// Pause before a write is tried again on a standard output that someone who shares it has made
+/// non-blocking and that is full.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Where output goes.
+pub(super) enum Output {
+    /// Nowhere.
+    Discard,
+    /// To a descriptor that the writer waits for.
+    Direct(Direct),
+    /// To a non-blocking descriptor, by way of a backlog.
+    Buffered(Mutex<Buffered>),
+}
+
+impl Output {
+    pub(super) fn direct(file: File) -> Self {
+        Self::Direct(Direct {
+            file,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn buffered(file: Option<Arc<File>>) -> Self {
+        Self::Buffered(Mutex::new(Buffered {
+            file,
+            backlog: Ring::new(BACKLOG),
+            overrun: false,
+            closed: false,
+        }))
+    }
+
+    /// Writes all of `bytes`. Returns true if a backlog has begun that the event loop has to flush.
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<bool> {
+        match self {
+            Self::Discard => Ok(false),
+            Self::Direct(direct) => direct.write(bytes).map(|()| false),
+            Self::Buffered(buffered) => Ok(lock(buffered).write(bytes)),
+        }
+    }
+
+    /// Makes writers no longer wait: what would have to is dropped.
+    pub(super) fn hang_up(&self) {
+        if let Self::Direct(direct) = self {
+            direct.closed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes writers wait again, after [`Output::hang_up`].
+    pub(super) fn pick_up(&self) {
+        if let Self::Direct(direct) = self {
+            direct.closed.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops all output from now on, the backlog included.
+    pub(super) fn close(&self) {
+        self.hang_up();
+        if let Self::Buffered(buffered) = self {
+            lock(buffered).close();
+        }
+    }
+
+    /// Gives the output a new descriptor, or none; the backlog is kept.
+    pub(super) fn connect(&self, file: Option<Arc<File>>) {
+        if let Self::Buffered(buffered) = self {
+            lock(buffered).file = file;
+        }
+    }
+
+    /// Writes as much of the backlog as the descriptor takes.
+    pub(super) fn flush(&self) {
+        if let Self::Buffered(buffered) = self {
+            lock(buffered).flush();
+        }
+    }
+
+    /// Whether there is a backlog.
+    pub(super) fn has_backlog(&self) -> bool {
+        match self {
+            Self::Buffered(buffered) => !lock(buffered).backlog.is_empty(),
+            Self::Discard | Self::Direct(_) => false,
+        }
+    }
+}
+
+/// Output to a descriptor that the writer waits for.
+pub(super) struct Direct {
+    file: File,
+    closed: AtomicBool,
+}
+
+impl Direct {
+    fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() && !self.closed.load(Ordering::Relaxed) {
+            match (&self.file).write(bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => (),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Output to a non-blocking descriptor that may be full or missing.
+pub(super) struct Buffered {
+    file: Option<Arc<File>>,
+    backlog: Ring,
+    /// Whether bytes were dropped since the backlog was last empty.
+    overrun: bool,
+    closed: bool,
+}
+
+impl Buffered {
+    fn write(&mut self, mut bytes: &[u8]) -> bool {
+        if self.closed {
+            return false;
+        }
+        let had_backlog = !self.backlog.is_empty();
+        if !had_backlog {
+            let written = self.try_write(bytes);
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+        if self.backlog.push(bytes) > 0 && !self.overrun {
+            self.overrun = true;
+            log::warn!("nobody reads the console: the oldest output is dropped");
+        }
+        !had_backlog && !self.backlog.is_empty()
+    }
+
+    fn flush(&mut self) {
+        while !self.backlog.is_empty() {
+            let written = match &self.file {
+                Some(file) => Self::write_some(file, self.backlog.front()),
+                None => return,
+            };
+            match written {
+                Ok(0) => return,
+                Ok(written) => self.backlog.consume(written),
+                Err(_) => {
+                    self.file = None;
+                    return;
+                }
+            }
+        }
+        self.overrun = false;
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.file = None;
+        self.backlog.clear();
+    }
+
+    /// Writes what the descriptor takes at once and returns its length.
+    fn try_write(&mut self, bytes: &[u8]) -> usize {
+        let Some(file) = &self.file else { return 0 };
+        Self::write_some(file, bytes).unwrap_or_else(|_| {
+            // The reader is gone; the event loop sees the hang-up and cleans up.
+            self.file = None;
+            0
+        })
+    }
+
+    /// One write; 0 if the descriptor is full.
+    fn write_some(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match file.write(bytes) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => (),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(0),
+                result => return result,
+            }
+        }
+    }
+}
+
+/// A queue of bytes that drops the oldest when it is full.
+pub(super) struct Ring {
+    bytes: VecDeque<u8>,
+    capacity: usize,
+}
+
+impl Ring {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            bytes: VecDeque::new(),
+            capacity,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Appends `bytes` and returns how many older or leading ones were dropped for them.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> usize {
+        let lost = (self.bytes.len() + bytes.len()).saturating_sub(self.capacity);
+        let lost_queued = lost.min(self.bytes.len());
+        self.bytes.drain(..lost_queued);
+        self.bytes
+            .extend(bytes.get(lost - lost_queued..).unwrap_or_default());
+        lost
+    }
+
+    /// The oldest bytes, as many as lie together; empty only if the ring is.
+    pub(super) fn front(&self) -> &[u8] {
+        self.bytes.as_slices().0
+    }
+
+    /// Removes the oldest `count` bytes.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
+    }
+
+    fn clear(&mut self) {
+        self.bytes = VecDeque::new();
+    }
+}

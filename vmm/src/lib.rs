@@ -1,0 +1,11 @@
+//! The virtual machine monitor: configuration, plan, machine.
+
+mod acpi;
+pub mod config;
+pub mod console;
+pub mod logger;
+pub mod machine;
+pub mod plan;
+mod vmm;
+
+pub use self::vmm::{Handle, Vmm, VmmError, block_signals};

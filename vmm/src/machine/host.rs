@@ -1,0 +1,88 @@
+//! What the host offers: KVM, its limits, and on x86_64 the CPUID that it can give guests.
+
+use std::io;
+
+use arch::Isa;
+use kvm_ioctls::Kvm;
+use thiserror::Error;
+
+use crate::plan::HostFacts;
+
+/// The host's instruction set, and so its guests'.
+#[cfg(target_arch = "x86_64")]
+pub const HOST_ISA: Isa = Isa::X86_64;
+/// The host's instruction set, and so its guests'.
+#[cfg(target_arch = "aarch64")]
+pub const HOST_ISA: Isa = Isa::Aarch64;
+
+/// Why this host cannot run guests.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open /dev/kvm; is KVM there, and may this user read and write it?")]
+    Open(#[source] io::Error),
+    /// KVM speaks another interface.
+    #[error("KVM has API version {0}, and 12 is needed")]
+    Version(i32),
+    /// KVM does not say what CPUs it offers.
+    #[cfg(target_arch = "x86_64")]
+    #[error("KVM does not say which CPU features it supports")]
+    Cpuid(#[source] io::Error),
+}
+
+/// The host, opened once for all boots of a guest.
+pub struct Host {
+    /// KVM itself.
+    pub kvm: Kvm,
+    /// What the plan needs to know.
+    pub facts: HostFacts,
+    /// CPUID leaves that KVM supports.
+    #[cfg(target_arch = "x86_64")]
+    pub cpuid: kvm_bindings::CpuId,
+}
+
+impl Host {
+    /// Opens KVM and asks for its limits.
+    pub fn open() -> Result<Self, HostError> {
+        let kvm = Kvm::new().map_err(|error| HostError::Open(error.into()))?;
+        let version = kvm.get_api_version();
+        if version != kvm_bindings::KVM_API_VERSION as i32 {
+            return Err(HostError::Version(version));
+        }
+        #[cfg(target_arch = "x86_64")]
+        let cpuid = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| HostError::Cpuid(error.into()))?;
+        #[cfg(target_arch = "x86_64")]
+        let phys_bits = arch::x86_64::cpuid::phys_bits(&cpuid);
+        #[cfg(target_arch = "aarch64")]
+        let phys_bits = ipa_bits(&kvm);
+        let facts = HostFacts {
+            isa: HOST_ISA,
+            phys_bits,
+            max_vcpus: limit(kvm.get_max_vcpus()),
+            max_vcpu_ids: limit(kvm.get_max_vcpu_id()),
+            pmu: HOST_ISA == Isa::Aarch64 && kvm.check_extension(kvm_ioctls::Cap::ArmPmuV3),
+        };
+        Ok(Self {
+            kvm,
+            facts,
+            #[cfg(target_arch = "x86_64")]
+            cpuid,
+        })
+    }
+}
+
+fn limit(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Width of guest-physical addresses; hosts that cannot tell have 40 bits
+/// (Linux, Documentation/virt/kvm/api.rst, section 4.2).
+#[cfg(target_arch = "aarch64")]
+fn ipa_bits(kvm: &Kvm) -> u8 {
+    match u8::try_from(kvm.get_host_ipa_limit()) {
+        Ok(0) | Err(_) => 40,
+        Ok(bits) => bits,
+    }
+}

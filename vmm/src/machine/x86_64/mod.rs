@@ -1,0 +1,241 @@
+//! x86_64 on KVM: split interrupt controllers, vCPUs numbered by APIC id.
+
+pub mod boot;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arch::x86_64::boot::Entry;
+use arch::x86_64::cpuid::{CpuidOptions, CpuidPlan};
+use arch::x86_64::{layout, vcpu};
+use devices::bus::BusDevice;
+use devices::ioapic::{IoApic, MsiPort};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use pci::{InterruptLine, MsiMessage};
+
+use super::host::Host;
+use super::report::FailureReason;
+use super::vcpu::Buses;
+use super::{MachineError, kvm_error};
+use crate::config::VmConfig;
+use crate::plan::{Gsi, Plan, PlannedCpu};
+
+/// Interrupt controllers of one machine: local APICs in KVM, the I/O APIC here.
+pub struct Interrupts {
+    ioapic: Arc<IoApic>,
+}
+
+impl Interrupts {
+    /// The line of one global system interrupt.
+    pub fn line(&self, gsi: Gsi) -> Result<Arc<dyn InterruptLine>, MachineError> {
+        let pin = u8::try_from(gsi).ok();
+        pin.and_then(|pin| self.ioapic.line(pin))
+            .ok_or(MachineError::ForeignPlan)
+    }
+
+    /// Makes the I/O APIC reachable from vCPUs.
+    pub fn place(&self, buses: &mut Buses) -> Result<(), MachineError> {
+        let registers = Arc::clone(&self.ioapic) as Arc<dyn BusDevice>;
+        let placed = buses
+            .mmio
+            .insert(layout::IO_APIC_BASE, layout::IO_APIC_SIZE, registers);
+        placed.map_err(|source| MachineError::Place {
+            device: "I/O APIC",
+            source,
+        })?;
+        buses.ioapic = Some(Arc::clone(&self.ioapic));
+        Ok(())
+    }
+}
+
+/// Creates the VM with split interrupt controllers and 32-bit APIC ids.
+pub fn create_vm(host: &Host, _plan: &Plan) -> Result<Arc<VmFd>, MachineError> {
+    let vm = host.kvm.create_vm().map_err(kvm_error("create the VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP_START)
+        .map_err(kvm_error("set the identity map address"))?;
+    vm.set_tss_address(layout::KVM_TSS_START as usize)
+        .map_err(kvm_error("set the TSS address"))?;
+    let pins = layout::IO_APIC_PINS.into();
+    enable(
+        &vm,
+        KVM_CAP_SPLIT_IRQCHIP,
+        pins,
+        "split the interrupt controllers",
+    )?;
+    let wide = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    enable(&vm, KVM_CAP_X2APIC_API, wide.into(), "use 32-bit APIC ids")?;
+    Ok(Arc::new(vm))
+}
+
+fn enable(vm: &VmFd, cap: u32, value: u64, what: &'static str) -> Result<(), MachineError> {
+    let request = kvm_enable_cap {
+        cap,
+        args: [value, 0, 0, 0],
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&request).map_err(kvm_error(what))
+}
+
+/// Creates the vCPUs that run at boot.
+pub fn create_vcpus(vm: &VmFd, plan: &Plan) -> Result<Vec<VcpuFd>, MachineError> {
+    let boot = plan.cpus.cpus.iter().take(plan.cpus.boot as usize);
+    let create = |planned: &PlannedCpu| {
+        vm.create_vcpu(planned.hardware_id)
+            .map_err(kvm_error("create a vCPU"))
+    };
+    boot.map(create).collect()
+}
+
+/// Creates the I/O APIC.
+pub fn create_interrupts(
+    vm: &Arc<VmFd>,
+    _plan: &Plan,
+    _vcpus: &[VcpuFd],
+) -> Result<Interrupts, MachineError> {
+    let port = KvmMsiPort {
+        vm: Arc::clone(vm),
+        routes: Mutex::new(vec![None; layout::IO_APIC_PINS as usize]),
+    };
+    Ok(Interrupts {
+        ioapic: Arc::new(IoApic::new(Arc::new(port))),
+    })
+}
+
+/// What vCPU threads do before their vCPU first runs, made ready for all of them.
+pub struct Preparation {
+    cpuid: CpuidPlan,
+    entry: Entry,
+}
+
+impl Preparation {
+    /// Derives the guest's CPUID from what KVM supports.
+    pub fn new(
+        host: &Host,
+        plan: &Plan,
+        config: &VmConfig,
+        entry: Entry,
+    ) -> Result<Self, MachineError> {
+        let options = CpuidOptions {
+            topology: plan.cpus.topology,
+            phys_bits: plan.cpus.phys_bits,
+            nested: config.cpus.nested,
+            tsc_deadline: host.kvm.check_extension(Cap::TscDeadlineTimer),
+        };
+        let cpuid = CpuidPlan::new(&host.cpuid, &options)?;
+        Ok(Self { cpuid, entry })
+    }
+
+    /// What the thread of one vCPU does.
+    pub fn for_vcpu(
+        &self,
+        planned: &PlannedCpu,
+    ) -> impl FnOnce(&mut VcpuFd) -> Result<(), FailureReason> + Send + 'static {
+        let cpuid = self.cpuid.for_cpu(planned.hardware_id as u32);
+        let entry = (planned.index == 0).then_some(self.entry);
+        move |vcpu| {
+            vcpu::setup_vcpu(vcpu, &cpuid)?;
+            if let Some(entry) = entry {
+                vcpu::setup_boot_vcpu(vcpu, &entry)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Delivers what the I/O APIC sends, and tells KVM which vectors it wants to hear the end of.
+struct KvmMsiPort {
+    vm: Arc<VmFd>,
+    routes: Mutex<Vec<Option<MsiMessage>>>,
+}
+
+/// Bits 14:8 of a destination id travel in address bits 11:5 where the guest knows
+/// KVM_FEATURE_MSI_EXT_DEST_ID; KVM takes bits 31:8 of the id in bits 63:40 of the address
+/// (Linux, Documentation/virt/kvm/x86/cpuid.rst and api.rst, section 4.52).
+fn kvm_address(message: MsiMessage) -> (u32, u32) {
+    const EXTENDED_DESTINATION: u64 = 0x7f << 5;
+    let low = (message.address & !EXTENDED_DESTINATION) as u32;
+    let high = ((message.address & EXTENDED_DESTINATION) >> 5 << 8) as u32;
+    (low, high)
+}
+
+impl MsiPort for KvmMsiPort {
+    fn send(&self, message: MsiMessage) {
+        let (address_lo, address_hi) = kvm_address(message);
+        let msi = kvm_msi {
+            address_lo,
+            address_hi,
+            data: message.data,
+            ..kvm_msi::default()
+        };
+        // KVM answers 0 when the guest has blocked the interrupt; that is the guest's business.
+        if let Err(error) = self.vm.signal_msi(msi) {
+            log::debug!("an interrupt message was refused ({message:x?}): {error}");
+        }
+    }
+
+    fn set_route(&self, pin: u8, message: Option<MsiMessage>, _level: bool) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = routes.get_mut(usize::from(pin)) else {
+            return;
+        };
+        if *slot == message {
+            return;
+        }
+        *slot = message;
+        let entries: Vec<kvm_irq_routing_entry> = (0..)
+            .zip(routes.iter())
+            .filter_map(|(gsi, route)| route.map(|message| routing_entry(gsi, message)))
+            .collect();
+        let outcome = KvmIrqRouting::from_entries(&entries)
+            .map_err(|error| format!("{error:?}"))
+            .and_then(|routing| {
+                let set = self.vm.set_gsi_routing(&routing);
+                set.map_err(|error| error.to_string())
+            });
+        if let Err(error) = outcome {
+            log::error!("cannot route interrupt {pin}: {error}");
+        }
+    }
+}
+
+fn routing_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    let (address_lo, address_hi) = kvm_address(message);
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..kvm_irq_routing_entry::default()
+    };
+    entry.u.msi.address_lo = address_lo;
+    entry.u.msi.address_hi = address_hi;
+    entry.u.msi.__bindgen_anon_1 = Default::default();
+    entry.u.msi.data = message.data;
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_destinations_move_to_where_kvm_takes_them() {
+        // Destination id 0x17f: bits 7:0 in address bits 19:12, bit 8 in address bit 5.
+        let message = MsiMessage {
+            address: 0xfee0_0000 | 0x7f << 12 | 1 << 5,
+            data: 0x31,
+        };
+        assert_eq!(kvm_address(message), (0xfee7_f000, 0x100));
+    }
+
+    #[test]
+    fn plain_destinations_stay_as_they_are() {
+        let message = MsiMessage {
+            address: 0xfee0_300c,
+            data: 0x31,
+        };
+        assert_eq!(kvm_address(message), (0xfee0_300c, 0));
+    }
+}

@@ -1,0 +1,313 @@
+//! The plan: everything the guest will see, decided before anything is created.
+//!
+//! A plan is a pure function of the configuration and of what the host can do. It holds no
+//! descriptor and knows no KVM, and the instruction set is a value in it, so a plan for either
+//! architecture can be made and tested on any machine. What it says is ABI towards the guest:
+//! reboot replays a plan and never recomputes it.
+
+mod cpus;
+mod devices;
+mod firmware;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use arch::{CpuTopology, GpaRange, Isa};
+
+pub use firmware::VENDOR;
+
+use crate::acpi;
+use crate::config::VmConfig;
+
+/// Version of the serialised form of [`Plan`]; goes up with every incompatible change.
+pub const PLAN_VERSION: u32 = 1;
+
+/// What the plan needs to know of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Instruction set of host and guest.
+    pub isa: Isa,
+    /// Guest-physical address width that the host can provide, in bits.
+    pub phys_bits: u8,
+    /// Most vCPUs that the host gives one guest.
+    pub max_vcpus: u32,
+    /// Highest vCPU id (x86: APIC id) that the host gives one guest, plus one.
+    pub max_vcpu_ids: u32,
+    /// aarch64: whether vCPUs have performance monitors.
+    pub pmu: bool,
+}
+
+/// Why a configuration cannot be turned into a plan on this host.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// More vCPUs than KVM allows.
+    #[error("--cpus max={max}: this host allows at most {host} vCPUs for one guest")]
+    TooManyCpus {
+        /// vCPUs asked for.
+        max: u32,
+        /// vCPUs allowed.
+        host: u32,
+    },
+    /// The topology has holes that lead to ids KVM does not allow.
+    #[error(
+        "--cpus topology: the highest APIC id would be {id}, and this host allows ids below \
+         {limit}; levels that are powers of two leave no holes"
+    )]
+    ApicIdTooHigh {
+        /// Highest APIC id.
+        id: u64,
+        /// First id that KVM refuses.
+        limit: u32,
+    },
+    /// RAM and the PCI window behind it do not fit.
+    #[error(
+        "--memory size={size:#x}: does not fit, with room for devices, into the {phys_bits}-bit \
+         physical address space of the guest; choose a smaller size or, where the host has more \
+         bits, a larger --cpus max_phys_bits"
+    )]
+    TooMuchMemory {
+        /// Bytes asked for.
+        size: u64,
+        /// Physical address width of the guest.
+        phys_bits: u8,
+    },
+    /// RAM is too small even for the tables.
+    #[error(
+        "--memory size={size:#x}: the tables that every guest is handed need {needed:#x} bytes"
+    )]
+    TooLittleMemory {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// The debug console's port belongs to another device.
+    #[error("--debug-console iobase={port:#x}: that port belongs to {owner}; choose another")]
+    PortTaken {
+        /// The port asked for.
+        port: u16,
+        /// The device that has it.
+        owner: &'static str,
+    },
+    /// The strings do not fit into SMBIOS tables.
+    #[error("--platform")]
+    Smbios(#[source] arch::smbios::SmbiosError),
+    /// The ACPI tables cannot be made.
+    #[error("cannot make the ACPI tables")]
+    AcpiEncode(#[source] acpi::EncodeError),
+    /// The ACPI tables cannot be placed.
+    #[error("cannot place the ACPI tables")]
+    AcpiPlace(#[source] acpi::PlaceError),
+}
+
+/// Everything the guest will see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`PLAN_VERSION`] of the build that made it.
+    pub version: u32,
+    /// Instruction set of the guest.
+    pub isa: Isa,
+    /// The virtual CPUs.
+    pub cpus: CpuPlan,
+    /// The guest-physical address space.
+    pub memory: MemoryPlan,
+    /// Interrupt controllers.
+    pub interrupts: InterruptPlan,
+    /// Devices at fixed addresses.
+    pub devices: PlatformDevices,
+    /// How the guest learns of its hardware.
+    pub firmware: FirmwarePlan,
+}
+
+impl Plan {
+    /// Decides everything the guest will see. The configuration must have been validated.
+    pub fn new(config: &VmConfig, host: &HostFacts) -> Result<Self, PlanError> {
+        let isa = host.isa;
+        let cpus = cpus::plan(&config.cpus, host)?;
+        let interrupts = devices::interrupts(isa, &cpus);
+        let devices = devices::plan(config, isa)?;
+        let acpi = config
+            .platform
+            .acpi
+            .then(|| firmware::encode(isa, &cpus, &interrupts, &devices))
+            .transpose()?;
+        let memory = memory::plan(
+            isa,
+            config.memory.size,
+            cpus.phys_bits,
+            acpi.as_ref().map(firmware::Encoded::size),
+        )?;
+        let firmware = firmware::place(isa, acpi, &memory, devices.sleep, &config.platform)?;
+        Ok(Self {
+            version: PLAN_VERSION,
+            isa,
+            cpus,
+            memory,
+            interrupts,
+            devices,
+            firmware,
+        })
+    }
+}
+
+/// The virtual CPUs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuPlan {
+    /// CPUs that run at boot: the first `boot` of `cpus`.
+    pub boot: u32,
+    /// Every CPU that the guest can ever have, in order of their index.
+    pub cpus: Vec<PlannedCpu>,
+    /// Topology that the guest is shown.
+    pub topology: CpuTopology,
+    /// Guest-physical address width that the guest is shown, in bits.
+    pub phys_bits: u8,
+    /// aarch64: the CPUs have performance monitors, with a private interrupt that tables announce.
+    pub pmu: bool,
+}
+
+/// One virtual CPU and its place in the topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedCpu {
+    /// Index, from 0; also the ACPI processor UID.
+    pub index: u32,
+    /// What the hardware calls it: the x2APIC id on x86_64, the affinity fields of MPIDR_EL1 on
+    /// aarch64 (Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0).
+    pub hardware_id: u64,
+    /// Package, from 0.
+    pub package: u32,
+    /// Die within the package, from 0.
+    pub die: u32,
+    /// Core within the die, from 0.
+    pub core: u32,
+    /// Thread within the core, from 0.
+    pub thread: u32,
+}
+
+/// The guest-physical address space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// RAM, ascending and disjoint.
+    pub ram: Vec<GpaRange>,
+    /// Part of RAM, that holds ACPI tables and, on aarch64, the EFI hand-over and SMBIOS; reported
+    /// to the guest as ACPI-reclaimable. Absent without ACPI.
+    pub acpi_window: Option<GpaRange>,
+    /// Where 32-bit PCI BARs go.
+    pub mmio32: GpaRange,
+    /// Where 64-bit PCI BARs go.
+    pub mmio64: GpaRange,
+}
+
+/// Interrupt controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InterruptPlan {
+    /// x86_64: local APICs in KVM and one I/O APIC.
+    Apic {
+        /// Base of the local APICs.
+        local_apic: u64,
+        /// Base of the I/O APIC's register page.
+        io_apic: u64,
+        /// Id of the I/O APIC.
+        io_apic_id: u8,
+    },
+    /// aarch64: GICv3 with one ITS.
+    GicV3 {
+        /// Distributor.
+        distributor: GpaRange,
+        /// Redistributors, 128 KiB for each CPU of the plan.
+        redistributors: GpaRange,
+        /// Interrupt translation service.
+        its: GpaRange,
+    },
+}
+
+/// Where a device's registers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Registers {
+    /// x86 I/O ports.
+    Pio {
+        /// First port.
+        base: u16,
+        /// Number of ports.
+        size: u16,
+    },
+    /// Memory-mapped.
+    Mmio(GpaRange),
+}
+
+/// A wired interrupt as ACPI and the guest count it: the global system interrupt, which on aarch64
+/// is the GIC's INTID (32 and up for shared peripheral interrupts).
+pub type Gsi = u32;
+
+/// Devices at fixed addresses; `None` where the configuration or the architecture has none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformDevices {
+    /// The serial port: a 16550 on x86_64, a PL011 on aarch64.
+    pub serial: Option<SerialPlan>,
+    /// The real-time clock: CMOS on x86_64, PL031 on aarch64.
+    pub rtc: Registers,
+    /// The Generic Event Device; absent without ACPI.
+    pub events: Option<EventDevicePlan>,
+    /// ACPI sleep and reset registers; absent where PSCI does their work.
+    pub sleep: Option<SleepPlan>,
+    /// x86 debug console: one I/O port.
+    pub debug_console: Option<u16>,
+}
+
+/// The serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialPlan {
+    /// Registers; `Pio` means a 16550, `Mmio` a PL011.
+    pub registers: Registers,
+    /// Its interrupt: edge-triggered for a 16550, level-triggered for a PL011.
+    pub gsi: Gsi,
+}
+
+/// The ACPI Generic Event Device (ACPI 6.5, section 5.6.9) and its event register, a byte in
+/// which each set bit is a pending event; reading it clears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventDevicePlan {
+    /// The event register.
+    pub registers: Registers,
+    /// Its interrupt, edge-triggered.
+    pub gsi: Gsi,
+}
+
+/// ACPI sleep control, sleep status and reset registers, one byte each, in this order
+/// (ACPI 6.5, section 4.8.3.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepPlan {
+    /// I/O port of the first.
+    pub base: u16,
+}
+
+/// How the guest learns of its hardware.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FirmwarePlan {
+    /// ACPI tables and SMBIOS.
+    Acpi {
+        /// Address of the RSDP.
+        rsdp: u64,
+        /// All tables, the RSDP included, with their addresses.
+        tables: Vec<PlannedTable>,
+        /// SMBIOS 3 entry point and structure table.
+        smbios: Vec<PlannedTable>,
+        /// x86_64: code for guests that restart by jumping to the processor's reset vector.
+        reset_vector: Option<PlannedTable>,
+    },
+    /// A device tree alone; nothing from ACPI is promised.
+    DeviceTree,
+}
+
+/// Bytes that are placed into guest memory before the guest starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedTable {
+    /// Its name: the ACPI signature, `_SM3_` and `SMBIOS` for the two parts of SMBIOS, or `RESET`.
+    pub name: String,
+    /// Where it is placed.
+    pub gpa: u64,
+    /// What is placed there.
+    pub bytes: Vec<u8>,
+}

@@ -1,0 +1,234 @@
+use super::*;
+use crate::config::{ConsoleMode, CpusConfig, DebugConsoleConfig, MemoryConfig};
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+fn host(isa: Isa) -> HostFacts {
+    HostFacts {
+        isa,
+        phys_bits: 48,
+        max_vcpus: 1024,
+        max_vcpu_ids: 4096,
+        pmu: isa == Isa::Aarch64,
+    }
+}
+
+fn config(memory: u64, vcpus: u32) -> VmConfig {
+    VmConfig {
+        cpus: CpusConfig {
+            boot_vcpus: vcpus,
+            max_vcpus: vcpus,
+            ..CpusConfig::default()
+        },
+        memory: MemoryConfig {
+            size: memory,
+            ..MemoryConfig::default()
+        },
+        ..VmConfig::default()
+    }
+}
+
+fn plan(isa: Isa, config: &VmConfig) -> Plan {
+    Plan::new(config, &host(isa)).unwrap()
+}
+
+fn ram(isa: Isa, memory: u64) -> Vec<(u64, u64)> {
+    let plan = plan(isa, &config(memory, 1));
+    let ranges = plan.memory.ram.iter();
+    ranges.map(|range| (range.start, range.size)).collect()
+}
+
+#[test]
+fn x86_64_ram_goes_around_the_32_bit_hole() {
+    assert_eq!(ram(Isa::X86_64, 512 * MIB), [(0, 512 * MIB)]);
+    assert_eq!(ram(Isa::X86_64, 3 * GIB), [(0, 3 * GIB)]);
+    let split = [(0, 3 * GIB), (4 * GIB, 2 * GIB)];
+    assert_eq!(ram(Isa::X86_64, 5 * GIB), split);
+}
+
+#[test]
+fn aarch64_ram_is_one_range() {
+    assert_eq!(ram(Isa::Aarch64, 512 * MIB), [(GIB, 512 * MIB)]);
+    assert_eq!(ram(Isa::Aarch64, 5 * GIB), [(GIB, 5 * GIB)]);
+}
+
+/// Every byte that is placed lies in RAM, and nothing lies in anything else's place.
+#[test]
+fn tables_lie_in_ram_and_apart() {
+    for isa in [Isa::X86_64, Isa::Aarch64] {
+        let plan = plan(isa, &config(GIB, 255));
+        let FirmwarePlan::Acpi {
+            rsdp,
+            tables,
+            smbios,
+            reset_vector,
+        } = &plan.firmware
+        else {
+            panic!("no ACPI");
+        };
+        assert!(
+            tables
+                .iter()
+                .any(|table| table.name == "RSDP" && table.gpa == *rsdp)
+        );
+        assert_eq!(reset_vector.is_some(), isa == Isa::X86_64);
+        let mut placed: Vec<&PlannedTable> =
+            tables.iter().chain(smbios).chain(reset_vector).collect();
+        placed.sort_by_key(|table| table.gpa);
+        for table in &placed {
+            let end = table.gpa + table.bytes.len() as u64;
+            let inside = |range: &GpaRange| range.start <= table.gpa && end <= range.end();
+            assert!(
+                plan.memory.ram.iter().any(inside),
+                "{} {:#x}",
+                table.name,
+                table.gpa
+            );
+        }
+        for pair in placed.windows(2) {
+            let end = pair[0].gpa + pair[0].bytes.len() as u64;
+            assert!(end <= pair[1].gpa, "{} and {}", pair[0].name, pair[1].name);
+        }
+        let window = plan.memory.acpi_window.unwrap();
+        assert!(
+            tables
+                .iter()
+                .filter(|table| table.name != "RSDP")
+                .all(|table| {
+                    window.start <= table.gpa
+                        && table.gpa + table.bytes.len() as u64 <= window.end()
+                })
+        );
+    }
+}
+
+#[test]
+fn the_64_bit_window_is_what_the_guest_can_address_above_ram() {
+    let plan = plan(Isa::X86_64, &config(5 * GIB, 1));
+    assert_eq!(plan.cpus.phys_bits, 46, "--cpus max_phys_bits");
+    assert_eq!(plan.memory.mmio64.start, 6 * GIB);
+    assert_eq!(plan.memory.mmio64.end(), 1 << 46);
+}
+
+#[test]
+fn memory_that_does_not_fit_names_size_and_width() {
+    for (isa, bits) in [(Isa::X86_64, 46), (Isa::Aarch64, 48)] {
+        let error = Plan::new(&config(1 << bits, 1), &host(isa)).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("size={:#x}", 1_u64 << bits)),
+            "{text}"
+        );
+        assert!(text.contains(&format!("{bits}-bit")), "{text}");
+    }
+}
+
+#[test]
+fn memory_that_is_too_small_says_what_is_needed() {
+    for isa in [Isa::X86_64, Isa::Aarch64] {
+        let error = Plan::new(&config(MIB, 1), &host(isa)).unwrap_err();
+        let is_it = matches!(error, PlanError::TooLittleMemory { needed, .. } if needed > MIB);
+        assert!(is_it, "{error}");
+    }
+}
+
+#[test]
+fn more_vcpus_than_the_host_allows_are_refused() {
+    let few = HostFacts {
+        max_vcpus: 4,
+        ..host(Isa::X86_64)
+    };
+    let error = Plan::new(&config(GIB, 5), &few).unwrap_err().to_string();
+    assert!(
+        error.contains("max=5") && error.contains("at most 4"),
+        "{error}"
+    );
+}
+
+/// 9 threads and 9 cores take 4 bits each: package 1 begins at APIC id 256.
+#[test]
+fn apic_ids_with_holes_are_held_against_what_the_host_allows() {
+    let mut config = config(GIB, 243);
+    config.cpus.topology = Some(crate::config::CpuTopology {
+        threads_per_core: 9,
+        cores_per_die: 9,
+        dies_per_package: 1,
+        packages: 3,
+    });
+    let plan = Plan::new(&config, &host(Isa::X86_64)).unwrap();
+    assert_eq!(plan.cpus.cpus[81].hardware_id, 256);
+    assert_eq!(
+        (plan.cpus.cpus[81].package, plan.cpus.cpus[81].core),
+        (1, 0)
+    );
+    let narrow = HostFacts {
+        max_vcpu_ids: 256,
+        ..host(Isa::X86_64)
+    };
+    let error = Plan::new(&config, &narrow).unwrap_err().to_string();
+    assert!(error.contains("APIC id would be"), "{error}");
+}
+
+/// KVM's MPIDRs: 16 CPUs share Aff1.
+#[test]
+fn aarch64_cpus_are_numbered_as_kvm_numbers_them() {
+    let plan = plan(Isa::Aarch64, &config(GIB, 18));
+    let ids: Vec<u64> = plan.cpus.cpus.iter().map(|cpu| cpu.hardware_id).collect();
+    assert_eq!(ids[15..], [15, 0x100, 0x101]);
+}
+
+#[test]
+fn a_plan_without_acpi_has_no_table_and_no_event_device() {
+    let mut config = config(GIB, 1);
+    config.platform.acpi = false;
+    let plan = plan(Isa::Aarch64, &config);
+    assert_eq!(plan.firmware, FirmwarePlan::DeviceTree);
+    assert_eq!(plan.memory.acpi_window, None);
+    assert_eq!(plan.devices.events, None);
+}
+
+#[test]
+fn no_serial_port_where_it_is_off() {
+    let mut config = config(GIB, 1);
+    config.serial.mode = ConsoleMode::Off;
+    for isa in [Isa::X86_64, Isa::Aarch64] {
+        let plan = plan(isa, &config);
+        assert_eq!(plan.devices.serial, None);
+        let FirmwarePlan::Acpi { tables, .. } = &plan.firmware else {
+            panic!("no ACPI");
+        };
+        assert!(tables.iter().all(|table| table.name != "SPCR"));
+    }
+}
+
+#[test]
+fn a_debug_console_on_a_taken_port_names_the_owner() {
+    let mut config = config(GIB, 1);
+    config.debug_console = DebugConsoleConfig {
+        mode: ConsoleMode::File,
+        iobase: 0x3fd,
+        ..DebugConsoleConfig::default()
+    };
+    let error = Plan::new(&config, &host(Isa::X86_64))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("iobase=0x3fd") && error.contains("serial port"),
+        "{error}"
+    );
+    config.debug_console.iobase = 0xe9;
+    assert_eq!(plan(Isa::X86_64, &config).devices.debug_console, Some(0xe9));
+}
+
+/// A plan is stored with the machine: what comes back is what was stored, and the same input gives
+/// the same bytes.
+#[test]
+fn plans_are_plain_data_and_repeatable() {
+    for isa in [Isa::X86_64, Isa::Aarch64] {
+        let once = plan(isa, &config(5 * GIB, 8));
+        assert_eq!(once, plan(isa, &config(5 * GIB, 8)));
+        let stored = serde_json::to_string(&once).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), once);
+    }
+}
