@@ -56,6 +56,29 @@ impl Drop for Hugepages {
     }
 }
 
+/// Host CPUs that each vCPU thread of a process may run on, in order of the vCPUs, as
+/// proc_pid_status(5) lists them.
+///
+/// # Errors
+/// If the process is not there or is no VMM.
+pub fn vcpu_affinity(pid: u32) -> Result<Vec<String>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let folder = entry?.path();
+        let name = fs::read_to_string(folder.join("comm"))?;
+        let Some(index) = name.trim().strip_prefix("vcpu") else {
+            continue;
+        };
+        let status = fs::read_to_string(folder.join("status"))?;
+        let key = "Cpus_allowed_list:";
+        let allowed = status.lines().find_map(|line| line.strip_prefix(key));
+        let allowed = allowed.context("no affinity")?.trim().to_owned();
+        threads.push((index.parse::<u32>()?, allowed));
+    }
+    threads.sort();
+    Ok(threads.into_iter().map(|(_, allowed)| allowed).collect())
+}
+
 /// One mapping of a process, from /proc/PID/smaps (proc_pid_smaps(5)).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mapping {

@@ -428,6 +428,29 @@ fn serial_pty_keeps_its_path_over_a_reset() {
     assert_eq!(report.output, "");
 }
 
+#[test]
+fn vcpus_stay_on_the_host_cpus_they_are_given() {
+    let mut guest = Probe::start(
+        &[
+            "--serial",
+            "tty",
+            "--cpus",
+            "boot=3,affinity=[0@[0],2@[0-0]]",
+        ],
+        "listen",
+    );
+    guest.wait_for("listen: ready", 1);
+    let allowed = tests::vcpu_affinity(guest.pid()).unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let everywhere = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .unwrap();
+    assert_eq!(allowed, ["0", everywhere.trim(), "0"]);
+    guest.send("poweroff\n");
+    guest.wait().assert_success();
+}
+
 /// On a real terminal, that of script(1): Ctrl-C goes to the guest, and whichever way the VMM ends,
 /// the terminal is left as it was found.
 #[test]

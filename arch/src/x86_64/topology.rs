@@ -2,6 +2,9 @@
 
 use crate::CpuTopology;
 
+/// The highest APIC id that a local APIC in xAPIC mode can have; 255 is the broadcast id.
+pub const LAST_XAPIC_ID: u32 = 254;
+
 /// Where a CPU sits: each number counts from 0 within the level above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::boot::gdt::{self, Descriptor};
 use super::boot::{Entry, Protocol};
+use super::topology::LAST_XAPIC_ID;
 
 /// KVM refused a part of a vCPU's state.
 #[derive(Debug, Error)]
@@ -38,13 +39,48 @@ pub enum VcpuError {
 }
 
 /// Sets up what every vCPU needs, the boot vCPU as well as those that wait for it to start them:
-/// CPUID, and the MSRs that an INIT leaves alone.
+/// CPUID, the MSRs that an INIT leaves alone, and the local APIC's mode, which is one of them.
 ///
 /// # Errors
 /// Any [`VcpuError`].
-pub fn setup_vcpu(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), VcpuError> {
+pub fn setup_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, mode: ApicMode) -> Result<(), VcpuError> {
     vcpu.set_cpuid2(cpuid).map_err(VcpuError::Cpuid)?;
-    setup_msrs(vcpu)
+    setup_msrs(vcpu)?;
+    match mode {
+        ApicMode::Xapic => Ok(()),
+        ApicMode::X2apic => enable_x2apic(vcpu),
+    }
+}
+
+/// Mode in which local APICs are handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApicMode {
+    /// Registers in memory, 8-bit ids: the mode after a reset.
+    Xapic,
+    /// Registers are MSRs, 32-bit ids. Operating systems disregard CPUs with ids above
+    /// [`LAST_XAPIC_ID`] unless firmware hands over in this mode (Intel SDM, volume 3,
+    /// section 11.12.8.1).
+    X2apic,
+}
+
+impl ApicMode {
+    /// The mode that a machine with these APIC ids needs.
+    pub fn for_ids(mut ids: impl Iterator<Item = u64>) -> Self {
+        if ids.any(|id| id > LAST_XAPIC_ID.into()) {
+            Self::X2apic
+        } else {
+            Self::Xapic
+        }
+    }
+}
+
+/// IA32_APIC_BASE.EXTD (Intel SDM, volume 3, section 11.12.1).
+const APIC_BASE_X2APIC: u64 = 1 << 10;
+
+fn enable_x2apic(vcpu: &VcpuFd) -> Result<(), VcpuError> {
+    let mut sregs = vcpu.get_sregs().map_err(VcpuError::SystemRegisters)?;
+    sregs.apic_base |= APIC_BASE_X2APIC;
+    vcpu.set_sregs(&sregs).map_err(VcpuError::SystemRegisters)
 }
 
 /// Sets what the boot vCPU enters the kernel with: registers, FPU and local interrupts.

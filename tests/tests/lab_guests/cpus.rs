@@ -1,36 +1,20 @@
 //! What `--cpus` does on the host and in the guest beyond the number of CPUs.
 
-use std::fs;
+use anyhow::{Result, ensure};
+#[cfg(target_arch = "aarch64")]
+use tests::vcpu_affinity;
+#[cfg(target_arch = "x86_64")]
+use tests::{CMDLINE, Initramfs, Vmm};
 
-use anyhow::{Context as _, Result, ensure};
-
-/// Host CPUs that each vCPU thread of a process may run on, in order of the vCPUs.
-fn affinity(pid: u32) -> Result<Vec<String>> {
-    let mut threads = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let folder = entry?.path();
-        let name = fs::read_to_string(folder.join("comm"))?;
-        let Some(index) = name.trim().strip_prefix("vcpu") else {
-            continue;
-        };
-        let status = fs::read_to_string(folder.join("status"))?;
-        let key = "Cpus_allowed_list:";
-        let allowed = status.lines().find_map(|line| line.strip_prefix(key));
-        let allowed = allowed.context("no affinity")?.trim().to_owned();
-        threads.push((index.parse::<u32>()?, allowed));
-    }
-    threads.sort();
-    Ok(threads.into_iter().map(|(_, allowed)| allowed).collect())
-}
-
+/// On x86_64, where an emulated host has one CPU, a probe guest shows this.
 #[test]
+#[cfg(target_arch = "aarch64")]
 fn vcpus_stay_on_the_host_cpus_they_are_given() -> Result<()> {
     let vmm = crate::early_guest()?
         .args(["--cpus", "boot=4,affinity=[0@[1],1@[0],2@[0-1]]"])
         .spawn()?;
     vmm.wait_for_line("Linux version")?;
-    let everywhere = affinity(std::process::id()).map(|_| "0-1".to_owned())?;
-    assert_eq!(affinity(vmm.pid())?, ["1", "0", "0-1", everywhere.as_str()]);
+    assert_eq!(vcpu_affinity(vmm.pid())?, ["1", "0", "0-1", "0-1"]);
     vmm.signal("TERM")?;
     vmm.wait()?.success()?;
     Ok(())
@@ -55,6 +39,29 @@ fn cpus_beyond_the_boot_ones_are_offline() -> Result<()> {
     assert_eq!(report.text("possible")?.trim(), possible);
     let complaints = report.text("complaints")?;
     ensure!(complaints.is_empty(), "{complaints}");
+    Ok(())
+}
+
+/// Five of each kind leave holes that take the 76th CPU past what 8 bits can say.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_cpu_with_an_apic_id_above_255_starts() -> Result<()> {
+    let script = "section before nproc
+        section start sh -c 'echo 1 >/sys/devices/system/cpu/cpu75/online'
+        section apicids sh -c 'grep ^apicid /proc/cpuinfo'
+        section where taskset 0x8000000000000000000 sed 's/.*) //' /proc/self/stat";
+    let cmdline = format!("{CMDLINE} maxcpus=1");
+    let report = Vmm::boot(&Initramfs::new(script), &cmdline)?
+        .args(["--cpus", "boot=76,max=150,topology=5:5:3:2"])
+        .run()?
+        .report()?;
+    assert_eq!(report.text("before")?.trim(), "1");
+    let lines = report.text("apicids")?.lines();
+    let ids: Vec<&str> = lines.filter_map(|line| line.split(": ").nth(1)).collect();
+    assert_eq!(ids, ["0", "256"]);
+    // proc_pid_stat(5): field 39 is the CPU; two fields are cut off above.
+    let cpu = report.text("where")?.split_whitespace().nth(36);
+    assert_eq!(cpu, Some("75"));
     Ok(())
 }
 

@@ -8,16 +8,7 @@ mod power_button;
 mod report;
 mod serial;
 
-use tests::{Initramfs, Vmm};
-
-/// Kernel arguments: little output, since each character costs an exit to the VMM, and on x86_64
-/// what keeps the kernel from measuring clocks that an emulated host cannot keep steady.
-const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
-    "console=ttyS0 quiet tsc=reliable no_timer_check"
-} else {
-    // The console comes from the SPCR.
-    "quiet"
-};
+use tests::{CMDLINE, Initramfs, Vmm};
 
 /// A guest that runs `script` and powers off.
 fn guest(script: &str) -> anyhow::Result<Vmm> {

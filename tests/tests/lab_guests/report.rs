@@ -1,9 +1,7 @@
 //! What guests report about the machine that they are shown.
 
 use anyhow::{Context as _, Result, ensure};
-use tests::{Initramfs, Report, SharedReport, Vmm};
-
-use crate::CMDLINE;
+use tests::{CMDLINE, Initramfs, Report, SharedReport, Vmm};
 
 const PLATFORM: &str = "system_manufacturer=Example Works,system_product_name=Machine 7,\
     system_version=v3,system_serial_number=SN-0042,system_sku_number=SKU-9,system_family=Sevens,\
@@ -79,11 +77,6 @@ fn two_cpus_and_one_gibibyte() -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    target_arch = "x86_64",
-    ignore = "unsolved: one in a few such guests ends in a triple fault in the emulated host; \
-              scripts/test --full runs it"
-)]
 fn eight_cpus_and_five_gibibytes() -> Result<()> {
     let report = LARGE.get()?;
     assert_eq!(trimmed(report, "cpus")?, "8");
@@ -91,11 +84,6 @@ fn eight_cpus_and_five_gibibytes() -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    target_arch = "x86_64",
-    ignore = "unsolved: one in a few such guests ends in a triple fault in the emulated host; \
-              scripts/test --full runs it"
-)]
 fn ram_goes_on_above_the_32_bit_hole() -> Result<()> {
     let iomem = LARGE.get()?.text("iomem")?;
     let ram: Vec<&str> = iomem
@@ -133,11 +121,6 @@ fn topology(report: &Report, file: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-#[cfg_attr(
-    target_arch = "x86_64",
-    ignore = "unsolved: one in a few such guests ends in a triple fault in the emulated host; \
-              scripts/test --full runs it"
-)]
 fn the_topology_is_the_one_that_was_asked_for() -> Result<()> {
     let report = LARGE.get()?;
     let threads = topology(report, "thread_siblings_list")?;
@@ -209,9 +192,7 @@ fn every_acpi_table_is_there_and_sound() -> Result<()> {
 
 #[test]
 fn no_kernel_complains_about_its_firmware() -> Result<()> {
-    // The large guest is left out where it does not always boot: see its own tests.
-    let large = cfg!(target_arch = "aarch64").then_some(&LARGE);
-    for report in [&SMALL, &NAMED].into_iter().chain(large) {
+    for report in [&SMALL, &NAMED, &LARGE] {
         let complaints = report.get()?.text("complaints").unwrap_or_default();
         let tables = [
             "acpi", "firmware", "dmi", "smbios", "efi", "madt", "pptt", "gtdt", "spcr",

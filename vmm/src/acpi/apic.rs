@@ -3,6 +3,7 @@
 //! No interrupt source override is among them: every ISA interrupt that a device uses is wired to
 //! the I/O APIC pin of the same number, and the DSDT states trigger and polarity.
 
+use arch::x86_64::topology::LAST_XAPIC_ID;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -10,8 +11,6 @@ use super::EncodeError;
 use super::table::TableBuilder;
 use crate::plan::{CpuPlan, PlannedCpu};
 
-/// The highest APIC id that a local APIC entry can hold; 255 is the broadcast id.
-const LAST_XAPIC_ID: u32 = 254;
 /// The highest processor UID that a local APIC entry can hold; 255 means all processors.
 const LAST_XAPIC_UID: u32 = 254;
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::x86_64::boot::Entry;
 use arch::x86_64::cpuid::{CpuidOptions, CpuidPlan};
+use arch::x86_64::vcpu::ApicMode;
 use arch::x86_64::{layout, vcpu};
 use devices::bus::BusDevice;
 use devices::ioapic::{IoApic, MsiPort};
@@ -108,6 +109,7 @@ pub fn create_interrupts(
 /// What vCPU threads do before their vCPU first runs, made ready for all of them.
 pub struct Preparation {
     cpuid: CpuidPlan,
+    apic_mode: ApicMode,
     entry: Entry,
 }
 
@@ -126,7 +128,12 @@ impl Preparation {
             tsc_deadline: host.kvm.check_extension(Cap::TscDeadlineTimer),
         };
         let cpuid = CpuidPlan::new(&host.cpuid, &options)?;
-        Ok(Self { cpuid, entry })
+        let ids = plan.cpus.cpus.iter().map(|cpu| cpu.hardware_id);
+        Ok(Self {
+            cpuid,
+            apic_mode: ApicMode::for_ids(ids),
+            entry,
+        })
     }
 
     /// What the thread of one vCPU does.
@@ -135,9 +142,10 @@ impl Preparation {
         planned: &PlannedCpu,
     ) -> impl FnOnce(&mut VcpuFd) -> Result<(), FailureReason> + Send + 'static {
         let cpuid = self.cpuid.for_cpu(planned.hardware_id as u32);
+        let mode = self.apic_mode;
         let entry = (planned.index == 0).then_some(self.entry);
         move |vcpu| {
-            vcpu::setup_vcpu(vcpu, &cpuid)?;
+            vcpu::setup_vcpu(vcpu, &cpuid, mode)?;
             if let Some(entry) = entry {
                 vcpu::setup_boot_vcpu(vcpu, &entry)?;
             }
