@@ -98,10 +98,26 @@ fn values_that_have_no_common_unit() {
 
 #[test]
 fn values_of_zero_and_paths_of_which_nothing_is_said() {
+    let bandwidth = Bandwidth::from_megabytes_per_second;
     assert_eq!(
         error(with_paths(&[(0, 1, latency(0))])).to_string(),
         "the latency from node 0 to node 1 is 0: leave out what is not known"
     );
+    for (read, write) in [(0, 1), (1, 0), (0, 0)].map(|(r, w)| (bandwidth(r), bandwidth(w))) {
+        let path = Path::Reachable {
+            latency: None,
+            bandwidth: Some(Figure::ReadWrite { read, write }),
+        };
+        assert!(matches!(
+            error(with_paths(&[(0, 1, path), (0, 2, latency(1))])),
+            PerformanceError::Zero {
+                metric: Metric::Bandwidth,
+                ..
+            }
+        ));
+    }
+    let zeroes = [(0, 1, latency(0)), (1, 1, latency(0))];
+    assert_eq!(Topology::new(with_paths(&zeroes)).unwrap_err().len(), 2);
     let nothing = Path::Reachable {
         latency: None,
         bandwidth: None,
@@ -248,4 +264,20 @@ fn caches() {
         error(with(&[handles])),
         PerformanceError::TooManyHandles { count: 65536, .. }
     ));
+}
+
+#[test]
+fn a_node_is_complained_of_once() {
+    let mut spec = with_paths(&[(9, 9, latency(1)), (0, 9, latency(1))]);
+    spec.performance.attachments.insert(pxm(9), pxm(9));
+    assert_eq!(error(spec), PerformanceError::UnknownNode { pxm: pxm(9) });
+}
+
+#[test]
+fn unknown_nodes_fill_no_matrix() {
+    // As a matrix these would have 2^34 cells.
+    let paths = (0..1 << 17).map(|number| ((pxm(number), pxm(number)), latency(1)));
+    let mut spec = spec(vec![host(0)]);
+    spec.performance.paths.extend(paths);
+    assert_eq!(Topology::new(spec).unwrap_err().len(), (1 << 17) - 1);
 }

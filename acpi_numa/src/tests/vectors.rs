@@ -182,6 +182,16 @@ fn srat_is_read_as_specified() {
     assert!(matches!(hotplug, Entry::Memory(memory) if memory.range() == range));
 }
 
+#[test]
+fn a_local_apics_domain_has_32_bits() {
+    let mut bytes = SRAT.to_vec();
+    bytes[48 + 2] = 0x44;
+    bytes[48 + 9..48 + 12].copy_from_slice(&[0x33, 0x22, 0x11]);
+    mend(&mut bytes);
+    let srat = srat::read(&bytes).unwrap();
+    assert_eq!(srat.entries[0].pxm(), Some(pxm(0x1122_3344)));
+}
+
 /// Section 5.2.17. PXM 1 does not exist; 0 to 3 is 21, 3 to 0 is 33.
 #[rustfmt::skip]
 const SLIT: &[u8] = &[

@@ -164,75 +164,75 @@ pub enum WritePolicy {
 type Nodes<'a> = BTreeMap<ProximityDomain, &'a Node>;
 type Pair = (ProximityDomain, ProximityDomain);
 
-/// The HMAT's structures, and errors for what it cannot tell.
+/// The HMAT's structures; none if the topology has errors, to which those found here are added.
 pub(super) fn structures(
     spec: &TopologySpec,
     topology_errors: &mut Vec<TopologyError>,
 ) -> Vec<Structure> {
-    let nodes = spec.nodes.iter().map(|node| (node.pxm, node)).collect();
+    let performance = &spec.performance;
     let mut errors = Vec::new();
-    let mut structures = Vec::new();
-    for (&memory, &initiator) in &spec.performance.attachments {
-        check_memory(&nodes, memory, &mut errors);
-        check_initiator(&nodes, initiator, &mut errors);
-        structures.push(Structure::MemoryDomain(MemoryDomain::new(
-            memory, initiator,
-        )));
-    }
-    check_paths(&nodes, &spec.performance.paths, &mut errors);
-    structures.extend(localities(&spec.performance.paths, &mut errors));
-    check_caches(&nodes, &spec.performance.caches, &mut errors);
-    let caches = spec.performance.caches.iter();
-    structures.extend(caches.map(|cache| Structure::Cache(CacheInfo::new(cache))));
+    check_nodes(&spec.nodes, performance, &mut errors);
+    check_caches(&performance.caches, &mut errors);
+    let matrices = matrices(&performance.paths, &mut errors);
     topology_errors.extend(errors.into_iter().map(TopologyError::from));
-    structures
+    // Only the nodes of a valid topology are few enough to fill matrices.
+    if !topology_errors.is_empty() {
+        return Vec::new();
+    }
+
+    let unreachable = unreachable(&performance.paths);
+    let attachments = performance.attachments.iter();
+    let domains = attachments
+        .map(|(memory, initiator)| Structure::MemoryDomain(MemoryDomain::new(*memory, *initiator)));
+    let matrices = matrices
+        .into_iter()
+        .map(|matrix| Structure::Localities(matrix.fill(&unreachable)));
+    let caches = performance.caches.iter();
+    let caches = caches.map(|cache| Structure::Cache(CacheInfo::new(cache)));
+    domains.chain(matrices).chain(caches).collect()
 }
 
-/// A memory node in a type 0 structure without a memory entry makes Linux refuse the whole table.
-fn check_memory(nodes: &Nodes, pxm: ProximityDomain, errors: &mut Vec<PerformanceError>) {
-    match nodes.get(&pxm) {
-        None => errors.push(PerformanceError::UnknownNode { pxm }),
-        Some(node) if !node.has_memory_entry() => errors.push(PerformanceError::NoMemory { pxm }),
-        Some(_) => {}
-    }
-}
-
-fn check_initiator(nodes: &Nodes, pxm: ProximityDomain, errors: &mut Vec<PerformanceError>) {
-    match nodes.get(&pxm) {
-        None => errors.push(PerformanceError::UnknownNode { pxm }),
-        Some(node) if !node.has_initiator() => errors.push(PerformanceError::NoInitiator { pxm }),
-        Some(_) => {}
-    }
-}
-
-fn check_paths(nodes: &Nodes, paths: &BTreeMap<Pair, Path>, errors: &mut Vec<PerformanceError>) {
-    let initiators: BTreeSet<_> = paths.keys().map(|(initiator, _)| *initiator).collect();
-    for pxm in initiators {
-        check_initiator(nodes, pxm, errors);
-    }
+/// Nodes that the HMAT must not speak of, each once. Linux refuses the whole table for memory
+/// without a memory entry and for initiators in nodes that it does not know.
+fn check_nodes(nodes: &[Node], performance: &Performance, errors: &mut Vec<PerformanceError>) {
+    let nodes: Nodes = nodes.iter().map(|node| (node.pxm, node)).collect();
+    let Performance {
+        attachments,
+        paths,
+        caches,
+    } = performance;
+    let initiators: BTreeSet<_> = attachments
+        .values()
+        .chain(paths.keys().map(|(initiator, _)| initiator))
+        .copied()
+        .collect();
+    let memory: BTreeSet<_> = attachments
+        .keys()
+        .chain(caches.iter().map(|cache| &cache.memory))
+        .copied()
+        .collect();
     let targets: BTreeSet<_> = paths.keys().map(|(_, target)| *target).collect();
-    for pxm in targets {
-        // A path may end at a generic port: memory behind it is told by the device that brings it.
-        if nodes.get(&pxm).is_none_or(|node| node.ports.is_empty()) {
-            check_memory(nodes, pxm, errors);
+    let all: BTreeSet<_> = initiators.iter().chain(&memory).chain(&targets).collect();
+    for &pxm in all {
+        let Some(node) = nodes.get(&pxm) else {
+            errors.push(PerformanceError::UnknownNode { pxm });
+            continue;
+        };
+        if initiators.contains(&pxm) && !node.has_initiator() {
+            errors.push(PerformanceError::NoInitiator { pxm });
         }
-    }
-    for (&(initiator, target), path) in paths {
-        if let Path::Reachable {
-            latency: None,
-            bandwidth: None,
-        } = path
-        {
-            errors.push(PerformanceError::NoFigures { initiator, target });
+        // A path may end at a generic port: memory behind it is told by the device that brings it.
+        let is_memory = memory.contains(&pxm) || targets.contains(&pxm) && node.ports.is_empty();
+        if is_memory && !node.has_memory_entry() {
+            errors.push(PerformanceError::NoMemory { pxm });
         }
     }
 }
 
-fn check_caches(nodes: &Nodes, caches: &[MemorySideCache], errors: &mut Vec<PerformanceError>) {
+fn check_caches(caches: &[MemorySideCache], errors: &mut Vec<PerformanceError>) {
     let mut seen = BTreeSet::new();
     for cache in caches {
         let MemorySideCache { memory, level, .. } = *cache;
-        check_memory(nodes, memory, errors);
         let total = cache.total_levels;
         if total > 3 || !(1..=total).contains(&level) {
             errors.push(PerformanceError::CacheLevel {
@@ -255,40 +255,74 @@ fn check_caches(nodes: &Nodes, caches: &[MemorySideCache], errors: &mut Vec<Perf
     }
 }
 
-/// A structure for each kind of value that is known.
+/// A matrix whose values are known to fit.
+struct Matrix {
+    data_type: DataType,
+    /// What the cells are multiples of.
+    unit: u32,
+    values: Vec<(Pair, u32)>,
+}
+
+/// A matrix for each kind of value that is known.
 ///
 /// Read and write values overwrite those for both in Linux, unknown ones too. So as soon as one
 /// path tells them apart, all paths do.
-fn localities(paths: &BTreeMap<Pair, Path>, errors: &mut Vec<PerformanceError>) -> Vec<Structure> {
-    let unreachable: Vec<Pair> = paths
-        .iter()
-        .filter(|(_, path)| **path == Path::Unreachable)
-        .map(|(pair, _)| *pair)
-        .collect();
-    let mut structures = Vec::new();
+fn matrices(paths: &BTreeMap<Pair, Path>, errors: &mut Vec<PerformanceError>) -> Vec<Matrix> {
+    let nothing = Path::Reachable {
+        latency: None,
+        bandwidth: None,
+    };
+    for (&(initiator, target), path) in paths {
+        if *path == nothing {
+            errors.push(PerformanceError::NoFigures { initiator, target });
+        }
+    }
+    let none_unreachable = unreachable(paths).is_empty();
+    let mut matrices = Vec::new();
     for metric in [Metric::Latency, Metric::Bandwidth] {
         let figures = figures(paths, metric);
+        for ((initiator, target), figure) in &figures {
+            if figure.of(Access::Read) == 0 || figure.of(Access::Write) == 0 {
+                errors.push(PerformanceError::Zero {
+                    metric,
+                    initiator: *initiator,
+                    target: *target,
+                });
+            }
+        }
         let split = figures
             .iter()
             .any(|(_, figure)| matches!(figure, Figure::ReadWrite { .. }));
         let accesses: &[Access] = match (figures.is_empty(), split) {
             // That there is no path is worth telling even if nothing else is known.
-            (true, _) if metric == Metric::Bandwidth || unreachable.is_empty() => &[],
+            (true, _) if metric == Metric::Bandwidth || none_unreachable => &[],
             (_, false) => &[Access::Any],
             (_, true) => &[Access::Read, Access::Write],
         };
         for &access in accesses {
-            let values = figures
-                .iter()
-                .map(|(pair, figure)| (*pair, figure.of(access)));
-            let data_type = DataType { metric, access };
-            match matrix(data_type, values.collect(), &unreachable) {
-                Ok(localities) => structures.push(Structure::Localities(localities)),
+            let values = figures.iter();
+            let values: Vec<_> = values
+                .map(|(pair, figure)| (*pair, figure.of(access)))
+                .collect();
+            match common_unit(metric, &values) {
+                Ok(unit) => matrices.push(Matrix {
+                    data_type: DataType { metric, access },
+                    unit,
+                    values,
+                }),
                 Err(error) => errors.push(error),
             }
         }
     }
-    structures
+    matrices
+}
+
+fn unreachable(paths: &BTreeMap<Pair, Path>) -> Vec<Pair> {
+    let paths = paths.iter();
+    paths
+        .filter(|(_, path)| **path == Path::Unreachable)
+        .map(|(pair, _)| *pair)
+        .collect()
 }
 
 /// The known values of one metric.
@@ -308,43 +342,35 @@ fn figures(paths: &BTreeMap<Pair, Path>, metric: Metric) -> Vec<(Pair, Figure<u3
         .collect()
 }
 
-/// One matrix, with the values as multiples of their greatest common divisor.
-fn matrix(
-    data_type: DataType,
-    values: Vec<(Pair, u32)>,
-    unreachable: &[Pair],
-) -> Result<Localities, PerformanceError> {
-    let metric = data_type.metric;
-    let unit = common_unit(metric, &values)?;
-    let cells = values.iter().map(|(pair, value)| (*pair, value / unit));
-    let unreachable = unreachable
-        .iter()
-        .map(|pair| (*pair, u32::from(UNREACHABLE)));
-    let known: Vec<(Pair, u32)> = cells.chain(unreachable).collect();
+impl Matrix {
+    /// Rows for all initiators and columns for all targets, with what is known in the cells.
+    fn fill(self, unreachable: &[Pair]) -> Localities {
+        let unit = self.unit;
+        let values = self.values.iter();
+        let values = values.map(|(pair, value)| (*pair, (value / unit) as u16));
+        let unreachable = unreachable.iter().map(|pair| (*pair, UNREACHABLE));
+        let known: Vec<(Pair, u16)> = values.chain(unreachable).collect();
 
-    let initiators: BTreeSet<_> = known.iter().map(|((from, _), _)| *from).collect();
-    let targets: BTreeSet<_> = known.iter().map(|((_, to), _)| *to).collect();
-    let initiators: Vec<_> = initiators.into_iter().collect();
-    let targets: Vec<_> = targets.into_iter().collect();
-    let mut cells = vec![0; initiators.len() * targets.len()];
-    for ((from, to), value) in known {
-        if let (Ok(row), Ok(column)) = (initiators.binary_search(&from), targets.binary_search(&to))
-        {
-            cells[row * targets.len() + column] = value as u16;
+        let initiators: BTreeSet<_> = known.iter().map(|((from, _), _)| *from).collect();
+        let targets: BTreeSet<_> = known.iter().map(|((_, to), _)| *to).collect();
+        let columns: BTreeMap<_, _> = targets.iter().zip(0..).collect();
+        let rows: BTreeMap<_, _> = initiators.iter().zip(0..).collect();
+        let mut cells = vec![0; rows.len() * columns.len()];
+        for ((from, to), value) in &known {
+            cells[rows[from] * columns.len() + columns[to]] = *value;
         }
+        Localities::new(
+            self.data_type,
+            unit,
+            initiators.into_iter().collect(),
+            targets.into_iter().collect(),
+            cells,
+        )
     }
-    Ok(Localities::new(data_type, unit, initiators, targets, cells))
 }
 
 /// The greatest unit of which all values are multiples, if that makes them fit.
 fn common_unit(metric: Metric, values: &[(Pair, u32)]) -> Result<u32, PerformanceError> {
-    if let Some(((initiator, target), _)) = values.iter().find(|(_, value)| *value == 0) {
-        return Err(PerformanceError::Zero {
-            metric,
-            initiator: *initiator,
-            target: *target,
-        });
-    }
     let largest = values.iter().map(|(_, value)| *value).max().unwrap_or(1);
     let unit = values.iter().fold(0, |unit, (_, value)| gcd(*value, unit));
     let unit = unit.max(1);

@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use super::{AddressRange, DeviceHandle, DeviceRole, Node, ProximityDomain};
 use super::{TopologyError, TopologySpec};
 
-/// Entries that an SRAT may have. Forty bytes each, they stay far below the 4 GiB that a table's
-/// length can tell.
-const MAX_ENTRIES: usize = 1 << 20;
+/// Entries that an SRAT may have: far more than a machine needs, far less than the 4 GiB that a
+/// table's length can tell.
+const MAX_ENTRIES: usize = 1 << 16;
 
 /// What is wrong with nodes and what belongs to them.
 pub(super) fn nodes(nodes: &[Node]) -> Vec<TopologyError> {
