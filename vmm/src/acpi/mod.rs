@@ -1,5 +1,5 @@
-//! ACPI tables of a hardware-reduced machine: RSDP, XSDT, FADT, MADT, DSDT, SPCR, and GTDT and PPTT
-//! on aarch64 (ACPI 6.5).
+//! ACPI tables of a hardware-reduced machine: RSDP, XSDT, FADT, MADT, DSDT, SPCR, GTDT and PPTT on
+//! aarch64, and SRAT, SLIT and HMAT, which `acpi_numa` makes, where there are NUMA nodes (ACPI 6.5).
 //!
 //! [`AcpiTables::encode`] makes everything but the addresses of the tables themselves, so that
 //! [`AcpiTables::size`] is known before RAM is laid out; [`AcpiTables::place`] then gives each table
@@ -23,9 +23,19 @@ mod spcr;
 mod table;
 mod xsdt;
 
+pub(crate) use table::IDS as TABLE_IDS;
+
 pub use placement::{AcpiTables, PlaceError, RsdpAt};
 
+use acpi_numa::topology::{Topology, TopologyError};
+use table::Table;
+
 use crate::plan::{CpuPlan, InterruptPlan, Isa, PlatformDevices, Registers};
+
+/// Everything that keeps nodes from being a topology. Prints as one line for each.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct TopologyErrors(pub Vec<TopologyError>);
 
 /// Why a machine cannot be described.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +109,7 @@ impl AcpiTables {
         cpus: &CpuPlan,
         interrupts: &InterruptPlan,
         devices: &PlatformDevices,
+        numa: Option<&Topology>,
     ) -> Result<Self, EncodeError> {
         check(isa, cpus, interrupts, devices)?;
         let mut listed = vec![madt::encode(cpus, interrupts)?];
@@ -107,6 +118,11 @@ impl AcpiTables {
             listed.push(pptt::encode(cpus));
         }
         listed.extend(devices.serial.as_ref().map(spcr::encode));
+        if let Some(numa) = numa {
+            listed.push(acpi_numa::srat::encode(numa, &table::IDS).into());
+            listed.push(acpi_numa::slit::encode(numa, &table::IDS).into());
+            listed.extend(acpi_numa::hmat::encode(numa, &table::IDS).map(Table::from));
+        }
         Ok(Self {
             fadt: fadt::Fadt::new(isa, devices),
             dsdt: dsdt::encode(isa, cpus, devices),

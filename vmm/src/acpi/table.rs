@@ -14,6 +14,15 @@ const CREATOR_ID: [u8; 4] = *b"VMMT";
 /// Revision of that tool.
 const CREATOR_REVISION: u32 = 1;
 
+/// The same for tables that are made elsewhere.
+pub(crate) const IDS: acpi_numa::TableIds = acpi_numa::TableIds {
+    oem_id: OEM_ID,
+    oem_table_id: OEM_TABLE_ID,
+    oem_revision: OEM_REVISION,
+    creator_id: CREATOR_ID,
+    creator_revision: CREATOR_REVISION,
+};
+
 /// Bytes of a table's header.
 pub(super) const HEADER_SIZE: usize = size_of::<Header>();
 
@@ -111,6 +120,15 @@ impl Table {
     /// The whole table, header included.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
+    }
+}
+
+impl From<acpi_numa::Table> for Table {
+    fn from(table: acpi_numa::Table) -> Self {
+        Self {
+            signature: table.signature().0,
+            bytes: table.into_bytes(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use super::error::{ConfigErrors, Problem};
 use super::tree::{self, Node};
-use super::{SECTIONS, Section, VM, VmConfig, help, option_string, payload};
+use super::{Place, SECTIONS, Section, VM, VmConfig, help, option_string, payload};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,9 +93,13 @@ fn command() -> clap::Command {
             .help(key.help)
     });
     let sections = SECTIONS.iter().map(|section| {
-        Arg::new(section.option)
+        let arg = Arg::new(section.option)
             .value_name(help::value_name(section.spelling))
-            .help(help::section(section.spelling))
+            .help(help::section(section.spelling));
+        match section.place {
+            Place::Field(_) => arg,
+            Place::List(_) | Place::ListIn(..) => arg.num_args(1..).action(ArgAction::Append),
+        }
     });
     let not_yet = not_yet_options().map(|option| {
         Arg::new(option)
@@ -161,37 +165,69 @@ fn refuse_what_is_not_there(matches: &ArgMatches, problems: &mut Vec<Problem>) {
     }
 }
 
-/// The value of an option, if it is given and is text.
-fn text<'a>(matches: &'a ArgMatches, option: &str, problems: &mut Vec<Problem>) -> Option<&'a str> {
-    let value: &OsString = matches.get_one(option)?;
-    if value.to_str().is_none() {
-        let at = format!("--{option} {}", value.display());
-        problems.push(Problem::invalid(at, "is not UTF-8"));
+/// The values of an option, as far as they are text.
+fn texts<'a>(matches: &'a ArgMatches, option: &str, problems: &mut Vec<Problem>) -> Vec<&'a str> {
+    let values = matches.get_many(option).into_iter().flatten();
+    let mut texts = Vec::new();
+    for value in values {
+        let value: &OsString = value;
+        match value.to_str() {
+            Some(text) => texts.push(text),
+            None => {
+                let at = format!("--{option} {}", value.display());
+                problems.push(Problem::invalid(at, "is not UTF-8"));
+            }
+        }
     }
-    value.to_str()
+    texts
 }
 
 /// Puts the options together as the members of a [`VmConfig`].
 fn configuration(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Node {
     let mut payload_members = Vec::new();
     for key in payload::SPELLING.keys {
-        if let Some(text) = text(matches, key.option, problems) {
+        for text in texts(matches, key.option, problems) {
             payload_members.push((key.field.to_string(), Node::String(text.to_string())));
         }
     }
     let mut members = vec![("payload".to_string(), Node::Map(payload_members))];
     for Section {
         option,
-        field,
+        place,
         spelling,
     } in &SECTIONS
     {
-        if let Some(text) = text(matches, option, problems) {
-            let section = option_string::option(&format!("--{option}"), text, spelling, problems);
-            members.push((field.to_string(), section));
+        let mut nodes = Vec::new();
+        for text in texts(matches, option, problems) {
+            let name = format!("--{option}");
+            nodes.push(option_string::option(&name, text, spelling, problems));
         }
+        put(&mut members, *place, nodes);
     }
     Node::Map(members)
+}
+
+/// Puts the values of an option, if there are any, where they belong.
+pub(super) fn put(members: &mut Vec<(String, Node)>, place: Place, mut nodes: Vec<Node>) {
+    if nodes.is_empty() {
+        return;
+    }
+    match place {
+        Place::Field(field) => members.extend(nodes.pop().map(|node| (field.to_string(), node))),
+        Place::List(field) => members.push((field.to_string(), Node::List(nodes))),
+        Place::ListIn(outer, inner) => {
+            let list = (inner.to_string(), Node::List(nodes));
+            let outer_node = members.iter_mut().find(|(name, _)| name == outer);
+            match outer_node {
+                Some((_, Node::Map(fields))) => fields.push(list),
+                // RAM that is given in zones has no size of its own.
+                _ => {
+                    let none = ("size".to_string(), Node::Unsigned(0));
+                    members.push((outer.to_string(), Node::Map(vec![none, list])));
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
+use super::memory_zone::{self, BARE_ZONE, MemoryZoneConfig};
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 
 /// How `--memory` is spelled.
@@ -74,7 +75,6 @@ pub const SPELLING: Spelling = Spelling {
         NotYet::both("reserve")
             .unless_text("off")
             .unless_json("false"),
-        NotYet::field("zones"),
     ],
 };
 
@@ -102,6 +102,9 @@ pub struct MemoryConfig {
     /// Whether the host may back it with transparent huge pages.
     #[serde(default = "enabled")]
     pub thp: bool,
+    /// RAM in zones; `size` is 0 then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<MemoryZoneConfig>,
 }
 
 /// The least RAM that any kernel could be placed in, in bytes.
@@ -109,9 +112,6 @@ const MIN_SIZE: u64 = 1 << 20;
 
 /// Bytes that the widest guest-physical address reaches.
 const MAX_SIZE: u64 = 1 << 52;
-
-/// Granularity of guest RAM, in bytes: the smallest page of host and guest.
-const PAGE_SIZE: u64 = 4096;
 
 /// Guest RAM where nothing else was asked for, in bytes.
 pub const DEFAULT_MEMORY_SIZE: u64 = 512 << 20;
@@ -126,6 +126,7 @@ impl Default for MemoryConfig {
             hugepage_size: None,
             prefault: false,
             thp: true,
+            zones: Vec::new(),
         }
     }
 }
@@ -135,48 +136,94 @@ fn enabled() -> bool {
 }
 
 impl MemoryConfig {
-    /// Adds what is wrong with it to `problems`.
-    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+    /// Bytes of RAM in all; saturates.
+    pub fn total(&self) -> u64 {
+        let zones = self.zones.iter().map(|zone| zone.size);
+        zones.fold(self.size, u64::saturating_add)
+    }
+
+    /// All RAM as zones, in the order in which guests see them: RAM that is not given in zones is
+    /// one, called [`BARE_ZONE`].
+    pub fn as_zones(&self) -> Vec<MemoryZoneConfig> {
         let Self {
             size,
             mergeable,
             shared,
             hugepages,
             hugepage_size,
-            prefault: _,
+            prefault,
             thp: _,
+            zones,
+        } = self;
+        if !zones.is_empty() {
+            return zones.clone();
+        }
+        vec![MemoryZoneConfig {
+            id: BARE_ZONE.to_owned(),
+            size: *size,
+            file: None,
+            mergeable: *mergeable,
+            shared: *shared,
+            hugepages: *hugepages,
+            hugepage_size: *hugepage_size,
+            host_numa_node: None,
+            prefault: *prefault,
+        }]
+    }
+
+    /// Adds what is wrong with it to `problems`.
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+        if !self.zones.is_empty() {
+            self.validate_beside_zones(problems);
+        } else if self.size < MIN_SIZE {
+            let reason = "must be at least 1 MiB; give for instance size=1G, or size=0 and \
+                          --memory-zone";
+            let at = format!("--memory size={}", self.size);
+            problems.push(Problem::invalid(at, reason));
+        } else {
+            for zone in self.as_zones() {
+                zone.validate("--memory", problems);
+            }
+        }
+        memory_zone::validate_all(&self.zones, problems);
+        if self.total() > MAX_SIZE {
+            let at = format!("--memory size={}", self.total());
+            let reason = "is more than any guest can address (2^52 bytes)";
+            problems.push(Problem::invalid(at, reason));
+        }
+    }
+
+    /// What cannot be said of all RAM where RAM is given in zones.
+    fn validate_beside_zones(&self, problems: &mut Vec<Problem>) {
+        let Self {
+            size,
+            mergeable,
+            shared,
+            hugepages,
+            hugepage_size,
+            prefault,
+            thp: _,
+            zones: _,
         } = self;
         let mut invalid = |value: String, reason: &str| {
             problems.push(Problem::invalid(format_args!("--memory {value}"), reason));
         };
-        if *size < MIN_SIZE {
-            let reason = "must be at least 1 MiB; give for instance size=1G";
+        if *size != 0 {
+            let reason = "RAM is given by --memory-zone; say size=0 here";
             invalid(format!("size={size}"), reason);
-        } else if *size > MAX_SIZE {
-            let reason = "is more than any guest can address (2^52 bytes)";
-            invalid(format!("size={size}"), reason);
-        } else if !size.is_multiple_of(PAGE_SIZE) {
-            let reason = "must be a multiple of the 4096 bytes of a page";
-            invalid(format!("size={size}"), reason);
+        }
+        let switches = [
+            ("mergeable", mergeable),
+            ("shared", shared),
+            ("hugepages", hugepages),
+            ("prefault", prefault),
+        ];
+        let reason = "RAM is given by --memory-zone; say it of each zone instead";
+        for (name, _) in switches.iter().filter(|(_, on)| **on) {
+            invalid(format!("{name}=on"), reason);
         }
         if let Some(page) = hugepage_size {
-            let value = format!("hugepage_size={page}");
-            if !hugepages {
-                invalid(value, "means nothing without hugepages=on; add it");
-            } else if !page.is_power_of_two() || *page < PAGE_SIZE {
-                invalid(value, "must be a power of two and not less than 4096 bytes");
-            } else if !size.is_multiple_of(*page) {
-                let reason = format!("size={size} must be a multiple of it");
-                invalid(value, &reason);
-            }
-        }
-        if *mergeable && *shared {
-            let reason = "the host merges private memory only; use shared=off";
-            invalid("mergeable=on".to_string(), reason);
-        }
-        if *mergeable && *hugepages {
-            let reason = "the host does not merge huge pages; use hugepages=off";
-            invalid("mergeable=on".to_string(), reason);
+            invalid(format!("hugepage_size={page}"), reason);
         }
     }
 }

@@ -12,6 +12,8 @@ mod error;
 mod help;
 mod json;
 mod memory;
+mod memory_zone;
+mod numa;
 mod option_string;
 mod payload;
 mod platform;
@@ -32,6 +34,8 @@ pub use cpus::{
 };
 pub use error::{ConfigErrors, Problem};
 pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
+pub use memory_zone::{BARE_ZONE, MemoryZoneConfig};
+pub use numa::{AccessPerformance, MAX_NODE_ID, NumaConfig, NumaDistance, NumaInitiator};
 pub use payload::PayloadConfig;
 pub use platform::PlatformConfig;
 
@@ -61,6 +65,9 @@ pub struct VmConfig {
     /// How the machine introduces itself to the guest.
     #[serde(default)]
     pub platform: PlatformConfig,
+    /// NUMA nodes; without any the guest is not told of NUMA.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numa: Vec<NumaConfig>,
 }
 
 impl VmConfig {
@@ -81,42 +88,63 @@ impl VmConfig {
 struct Section {
     /// Name of the option.
     option: &'static str,
-    /// Name of the field in [`VmConfig`].
-    field: &'static str,
+    /// Where its values go in [`VmConfig`].
+    place: Place,
     /// Spelling of the field's type.
     spelling: &'static Spelling,
 }
 
+/// Where the values of an option go.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// Into a field; the option may be given once.
+    Field(&'static str),
+    /// Into a list; the option may be given any number of times.
+    List(&'static str),
+    /// As `List`, in a field of a field.
+    ListIn(&'static str, &'static str),
+}
+
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 8] = [
     Section {
         option: "cpus",
-        field: "cpus",
+        place: Place::Field("cpus"),
         spelling: &cpus::SPELLING,
     },
     Section {
         option: "memory",
-        field: "memory",
+        place: Place::Field("memory"),
         spelling: &memory::SPELLING,
     },
     Section {
+        option: "memory-zone",
+        place: Place::ListIn("memory", "zones"),
+        spelling: &memory_zone::SPELLING,
+    },
+    Section {
+        option: "numa",
+        place: Place::List("numa"),
+        spelling: &numa::SPELLING,
+    },
+    Section {
         option: "serial",
-        field: "serial",
+        place: Place::Field("serial"),
         spelling: &console::SERIAL,
     },
     Section {
         option: "console",
-        field: "console",
+        place: Place::Field("console"),
         spelling: &console::CONSOLE,
     },
     Section {
         option: "debug-console",
-        field: "debug_console",
+        place: Place::Field("debug_console"),
         spelling: &console::DEBUG_CONSOLE,
     },
     Section {
         option: "platform",
-        field: "platform",
+        place: Place::Field("platform"),
         spelling: &platform::SPELLING,
     },
 ];
@@ -139,10 +167,8 @@ const VM: Spelling = Spelling {
         NotYet::named("landlock", "landlock_enable").unless_json("false"),
         NotYet::named("landlock-rules", "landlock_rules"),
         NotYet::option("log-format"),
-        NotYet::option("memory-zone"),
         NotYet::both("net"),
         NotYet::option("no-shutdown"),
-        NotYet::both("numa"),
         NotYet::named("pci-segment", "pci_segments"),
         NotYet::both("pmem"),
         NotYet::both("pvpanic").unless_json("false"),
@@ -171,8 +197,8 @@ fn spelling_of(type_name: &str) -> Option<&'static Spelling> {
 /// `threads:cores:dies:packages`.
 fn separator_of(type_name: &str) -> Option<char> {
     match type_name {
-        "CpuTopology" => Some(':'),
-        "CpuAffinity" => Some('@'),
+        "CpuTopology" | "AccessPerformance" => Some(':'),
+        "CpuAffinity" | "NumaDistance" | "NumaInitiator" => Some('@'),
         _ => None,
     }
 }

@@ -73,20 +73,21 @@ impl Node {
     }
 
     /// Takes a member out; `false` if there is none.
-    fn remove(&mut self, path: &[&str]) -> bool {
-        let (Self::Map(members), [name, rest @ ..]) = (self, path) else {
-            return false;
-        };
-        let Some(index) = members.iter().position(|(member, _)| member == name) else {
-            return false;
-        };
-        if rest.is_empty() {
-            members.remove(index);
-            return true;
+    fn remove(&mut self, path: &[Step]) -> bool {
+        match (self, path) {
+            (Self::Map(members), [Step::Member(name)]) => {
+                let index = members.iter().position(|(member, _)| member == name);
+                index.map(|index| members.remove(index)).is_some()
+            }
+            (Self::Map(members), [Step::Member(name), rest @ ..]) => members
+                .iter_mut()
+                .find(|(member, _)| member == name)
+                .is_some_and(|(_, member)| member.remove(rest)),
+            (Self::List(items), [Step::Item(index), rest @ ..]) => {
+                items.get_mut(*index).is_some_and(|item| item.remove(rest))
+            }
+            _ => false,
         }
-        members
-            .get_mut(index)
-            .is_some_and(|(_, member)| member.remove(rest))
     }
 }
 
@@ -95,7 +96,7 @@ impl Node {
 /// serde stops at the first error. So a member that is at fault is taken out and the rest read
 /// again, until nothing is left to complain about.
 pub fn read<T: DeserializeOwned>(mut tree: Node, problems: &mut Vec<Problem>) -> Option<T> {
-    let mut removed: Vec<Vec<String>> = Vec::new();
+    let mut removed: Vec<Vec<Step>> = Vec::new();
     loop {
         let error = match T::deserialize(&tree) {
             Ok(value) => return Some(value),
@@ -109,8 +110,7 @@ pub fn read<T: DeserializeOwned>(mut tree: Node, problems: &mut Vec<Problem>) ->
                 problems.push(problem);
             }
         }
-        let path: Vec<&str> = at_fault.iter().map(String::as_str).collect();
-        if problems.len() >= MAX_PROBLEMS || !tree.remove(&path) {
+        if problems.len() >= MAX_PROBLEMS || !tree.remove(&at_fault) {
             return None;
         }
         removed.push(at_fault);
@@ -129,7 +129,7 @@ pub struct Error {
     reason: Reason,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Member(String),
     Item(usize),
@@ -169,21 +169,24 @@ impl Error {
     }
 
     /// Path of the innermost member that contains the fault.
-    fn member(&self) -> Vec<String> {
-        let members = self.path.iter().rev().map_while(|step| match step {
-            Step::Member(name) => Some(name.clone()),
-            Step::Item(_) => None,
-        });
-        members.collect()
+    fn member(&self) -> Vec<Step> {
+        let items = self.path.iter();
+        let items = items.take_while(|step| matches!(step, Step::Item(_)));
+        self.path
+            .iter()
+            .skip(items.count())
+            .rev()
+            .cloned()
+            .collect()
     }
 
     /// Whether it is about a required member that is only missing because it was taken out.
-    fn misses_one_of(&self, removed: &[Vec<String>]) -> bool {
+    fn misses_one_of(&self, removed: &[Vec<Step>]) -> bool {
         let Reason::Missing(field) = self.reason else {
             return false;
         };
-        let mut path = self.member();
-        path.push(field.to_string());
+        let mut path: Vec<Step> = self.path.iter().rev().cloned().collect();
+        path.push(Step::Member(field.to_string()));
         removed.contains(&path)
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
-use super::{ConsoleMode, VmConfig};
+use super::{ConsoleMode, VmConfig, numa};
 
 impl VmConfig {
     /// Checks everything that can be told without looking at the host.
@@ -21,6 +21,7 @@ impl VmConfig {
             console,
             debug_console,
             platform,
+            numa: _,
         } = self;
         let mut problems = Vec::new();
         payload.validate(&mut problems);
@@ -30,6 +31,7 @@ impl VmConfig {
         console.validate(&mut problems);
         debug_console.validate(isa, &mut problems);
         platform.validate(isa, &mut problems);
+        numa::validate(self, isa, &mut problems);
         if serial.mode == ConsoleMode::Tty && debug_console.mode == ConsoleMode::Tty {
             let reason = "--serial has the terminal already; connect one of them elsewhere";
             problems.push(Problem::invalid("--debug-console tty", reason));

@@ -1,12 +1,12 @@
 //! What the host offers: KVM, its limits, and on x86_64 the CPUID that it can give guests.
 
-use std::io;
+use std::{fs, io};
 
 use arch::Isa;
 use kvm_ioctls::Kvm;
 use thiserror::Error;
 
-use crate::plan::HostFacts;
+use crate::plan::{HostFacts, HostMemory};
 
 /// The host's instruction set, and so its guests'.
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +63,7 @@ impl Host {
             max_vcpus: limit(kvm.get_max_vcpus()),
             max_vcpu_ids: limit(kvm.get_max_vcpu_id()),
             pmu: HOST_ISA == Isa::Aarch64 && kvm.check_extension(kvm_ioctls::Cap::ArmPmuV3),
+            memory: host_memory(),
         };
         Ok(Self {
             kvm,
@@ -71,6 +72,41 @@ impl Host {
             cpuid,
         })
     }
+}
+
+/// What memory this host has (Linux, Documentation/ABI/stable/sysfs-devices-node and
+/// Documentation/admin-guide/mm/hugetlbpage.rst). What cannot be read is not there.
+pub fn host_memory() -> HostMemory {
+    // A kernel without NUMA has one node and does not say so.
+    let nodes = fs::read_to_string("/sys/devices/system/node/has_memory");
+    let nodes = nodes.map_or_else(|_| vec![0], |text| numbers(&text));
+    let pools = fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten();
+    let mut sizes: Vec<u64> = pools
+        .filter_map(|pool| {
+            let name = pool.ok()?.file_name();
+            let kib = name
+                .to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?;
+            kib.parse::<u64>().ok()?.checked_mul(1024)
+        })
+        .collect();
+    sizes.sort_unstable();
+    HostMemory {
+        numa_nodes: nodes,
+        hugepage_sizes: sizes,
+    }
+}
+
+/// Numbers as the kernel lists them: `0-1,4`.
+fn numbers(text: &str) -> Vec<u32> {
+    let ranges = text.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    });
+    ranges.flatten().collect()
 }
 
 fn limit(count: usize) -> u32 {

@@ -33,7 +33,7 @@ use crate::plan::{FirmwarePlan, Plan, PlannedTable};
 pub use self::affinity::AffinityError;
 pub use self::control::{Control, Ending};
 pub use self::devices::{Consoles, PowerButton};
-pub use self::host::{HOST_ISA, Host, HostError};
+pub use self::host::{HOST_ISA, Host, HostError, host_memory};
 pub use self::isa::boot::BootError;
 pub use self::memory::MemoryError;
 pub use self::payload::{Payload, PayloadError};

@@ -1,5 +1,6 @@
 //! ACPI tables and SMBIOS, finished, at their addresses.
 
+use acpi_numa::topology::Topology;
 use arch::smbios::{self, BaseboardInfo, BiosInfo, ChassisInfo, SmbiosInfo, SystemInfo};
 use arch::{Isa, aarch64, x86_64};
 use devices::acpi::sleep;
@@ -33,9 +34,10 @@ pub(super) fn encode(
     cpus: &CpuPlan,
     interrupts: &InterruptPlan,
     devices: &PlatformDevices,
+    numa: Option<&Topology>,
 ) -> Result<Encoded, PlanError> {
     let tables =
-        AcpiTables::encode(isa, cpus, interrupts, devices).map_err(PlanError::AcpiEncode)?;
+        AcpiTables::encode(isa, cpus, interrupts, devices, numa).map_err(PlanError::AcpiEncode)?;
     let rsdp = match isa {
         Isa::X86_64 => RsdpAt::Fixed(x86_64::layout::RSDP_START),
         Isa::Aarch64 => RsdpAt::WindowStart,

@@ -2,28 +2,54 @@
 
 use arch::{Isa, aarch64, x86_64};
 
-use super::{GpaRange, MemoryPlan, PlanError};
+use super::{GpaRange, MemoryPlan, PlanError, ZonePlan};
+use crate::config::MemoryConfig;
 
 /// Granule of the ACPI window on x86_64, in bytes.
 const X86_WINDOW_GRANULE: u64 = 64 << 10;
 /// Alignment of the 64-bit PCI window, in bytes.
 const MMIO64_ALIGNMENT: u64 = 1 << 30;
 
-/// Lays out `size` bytes of RAM with a window for `tables` bytes of ACPI tables, if there are any.
-pub(super) fn plan(
-    isa: Isa,
-    size: u64,
-    phys_bits: u8,
-    tables: Option<u64>,
-) -> Result<MemoryPlan, PlanError> {
+/// Lays out RAM, zone by zone, and what follows behind it. [`place_tables`] does the rest.
+pub(super) fn ram(isa: Isa, config: &MemoryConfig, phys_bits: u8) -> Result<MemoryPlan, PlanError> {
+    use x86_64::layout::{HIGH_RAM_START, LOW_RAM_END, MMIO32_END, MMIO32_START};
+    let size = config.total();
     let limit = 1_u64 << phys_bits.min(62);
     if size >= limit {
         return Err(PlanError::TooMuchMemory { size, phys_bits });
     }
-    let (ram, acpi_window, mmio32) = match isa {
-        Isa::X86_64 => x86_64_ram(size, tables)?,
-        Isa::Aarch64 => aarch64_ram(size, tables)?,
+    let (banks, mmio32) = match isa {
+        Isa::X86_64 => {
+            let low = GpaRange {
+                start: 0,
+                size: LOW_RAM_END,
+            };
+            let high = GpaRange {
+                start: HIGH_RAM_START,
+                size: u64::MAX - HIGH_RAM_START,
+            };
+            let mmio32 = GpaRange {
+                start: MMIO32_START,
+                size: MMIO32_END - MMIO32_START,
+            };
+            (vec![low, high], mmio32)
+        }
+        Isa::Aarch64 => {
+            use aarch64::layout::{PCI_MMIO32, RAM_START};
+            let bank = GpaRange {
+                start: RAM_START,
+                size: u64::MAX - RAM_START,
+            };
+            (vec![bank], PCI_MMIO32)
+        }
     };
+    let ram = fill(&mut banks.clone(), size);
+    let mut banks = banks;
+    let zones = config.as_zones().into_iter().map(|zone| ZonePlan {
+        ranges: fill(&mut banks, zone.size),
+        id: zone.id,
+    });
+    let zones = zones.collect();
     let ram_end = ram.last().map_or(0, GpaRange::end);
     let mmio64_start = ram_end.max(1 << 32).next_multiple_of(MMIO64_ALIGNMENT);
     if mmio64_start >= limit {
@@ -31,7 +57,8 @@ pub(super) fn plan(
     }
     Ok(MemoryPlan {
         ram,
-        acpi_window,
+        zones,
+        acpi_window: None,
         mmio32,
         mmio64: GpaRange {
             start: mmio64_start,
@@ -40,56 +67,70 @@ pub(super) fn plan(
     })
 }
 
-type Layout = (Vec<GpaRange>, Option<GpaRange>, GpaRange);
-
-/// RAM around the 32-bit hole, tables at the top of its lower part.
-fn x86_64_ram(size: u64, tables: Option<u64>) -> Result<Layout, PlanError> {
-    use x86_64::layout::{
-        HIGH_MEMORY_START, HIGH_RAM_START, LOW_RAM_END, MMIO32_END, MMIO32_START,
-    };
-    let low = GpaRange {
-        start: 0,
-        size: size.min(LOW_RAM_END),
-    };
-    let mut ram = vec![low];
-    if size > LOW_RAM_END {
-        ram.push(GpaRange {
-            start: HIGH_RAM_START,
-            size: size - LOW_RAM_END,
+/// Takes `size` bytes from the front of `banks`, which are ascending.
+fn fill(banks: &mut Vec<GpaRange>, mut size: u64) -> Vec<GpaRange> {
+    let mut taken = Vec::new();
+    while size > 0
+        && let Some(bank) = banks.first_mut()
+    {
+        let part = size.min(bank.size);
+        taken.push(GpaRange {
+            start: bank.start,
+            size: part,
         });
-    }
-    let window = match tables {
-        Some(bytes) => {
-            let window = bytes.next_multiple_of(X86_WINDOW_GRANULE);
-            let needed = HIGH_MEMORY_START + window;
-            if low.size < needed {
-                return Err(PlanError::TooLittleMemory { size, needed });
-            }
-            Some(GpaRange {
-                start: (low.end() - window) / X86_WINDOW_GRANULE * X86_WINDOW_GRANULE,
-                size: window,
-            })
+        size -= part;
+        bank.start += part;
+        bank.size -= part;
+        if bank.size == 0 {
+            banks.remove(0);
         }
-        None => None,
-    };
-    let mmio32 = GpaRange {
-        start: MMIO32_START,
-        size: MMIO32_END - MMIO32_START,
-    };
-    Ok((ram, window, mmio32))
+    }
+    taken
 }
 
-/// RAM in one piece; tables behind the window of the device tree.
-fn aarch64_ram(size: u64, tables: Option<u64>) -> Result<Layout, PlanError> {
-    use aarch64::layout::{AcpiWindow, FDT, PCI_MMIO32, RAM_START};
-    let ram = GpaRange {
-        start: RAM_START,
-        size,
+/// Finds room for `tables` bytes of ACPI tables, if there are any.
+pub(super) fn place_tables(
+    isa: Isa,
+    memory: &mut MemoryPlan,
+    tables: Option<u64>,
+) -> Result<(), PlanError> {
+    let size = memory.ram.iter().map(|range| range.size).sum();
+    memory.acpi_window = match isa {
+        Isa::X86_64 => x86_64_window(&memory.ram, size, tables)?,
+        Isa::Aarch64 => aarch64_window(size, tables)?,
     };
+    Ok(())
+}
+
+/// Tables at the top of the lower part of RAM.
+fn x86_64_window(
+    ram: &[GpaRange],
+    size: u64,
+    tables: Option<u64>,
+) -> Result<Option<GpaRange>, PlanError> {
+    use x86_64::layout::HIGH_MEMORY_START;
+    let Some(bytes) = tables else {
+        return Ok(None);
+    };
+    let window = bytes.next_multiple_of(X86_WINDOW_GRANULE);
+    let needed = HIGH_MEMORY_START + window;
+    let low_end = ram.first().map_or(0, GpaRange::end);
+    if low_end < needed {
+        return Err(PlanError::TooLittleMemory { size, needed });
+    }
+    Ok(Some(GpaRange {
+        start: (low_end - window) / X86_WINDOW_GRANULE * X86_WINDOW_GRANULE,
+        size: window,
+    }))
+}
+
+/// Tables behind the window of the device tree.
+fn aarch64_window(size: u64, tables: Option<u64>) -> Result<Option<GpaRange>, PlanError> {
+    use aarch64::layout::{AcpiWindow, FDT};
     let window = tables.map(|bytes| AcpiWindow::holding(bytes).range());
     let needed = FDT.size + window.map_or(0, |window| window.size);
     if size < needed {
         return Err(PlanError::TooLittleMemory { size, needed });
     }
-    Ok((vec![ram], window, PCI_MMIO32))
+    Ok(window)
 }

@@ -9,6 +9,7 @@ mod cpus;
 mod devices;
 mod firmware;
 mod memory;
+mod numa;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,17 @@ pub struct HostFacts {
     pub max_vcpu_ids: u32,
     /// aarch64: whether vCPUs have performance monitors.
     pub pmu: bool,
+    /// What memory it has.
+    pub memory: HostMemory,
+}
+
+/// What the plan needs to know of the host's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMemory {
+    /// NUMA nodes that have memory, ascending.
+    pub numa_nodes: Vec<u32>,
+    /// Sizes that reserved huge pages may have, in bytes, ascending.
+    pub hugepage_sizes: Vec<u64>,
 }
 
 /// Why a configuration cannot be turned into a plan on this host.
@@ -95,6 +107,9 @@ pub enum PlanError {
     /// The strings do not fit into SMBIOS tables.
     #[error("--platform")]
     Smbios(#[source] arch::smbios::SmbiosError),
+    /// The nodes make no topology that tables can tell.
+    #[error("--numa")]
+    Topology(#[source] acpi::TopologyErrors),
     /// The ACPI tables cannot be made.
     #[error("cannot make the ACPI tables")]
     AcpiEncode(#[source] acpi::EncodeError),
@@ -114,6 +129,8 @@ pub struct Plan {
     pub cpus: CpuPlan,
     /// The guest-physical address space.
     pub memory: MemoryPlan,
+    /// NUMA nodes; absent where the guest is not told of any.
+    pub numa: Option<NumaPlan>,
     /// Interrupt controllers.
     pub interrupts: InterruptPlan,
     /// Devices at fixed addresses.
@@ -129,23 +146,23 @@ impl Plan {
         let cpus = cpus::plan(&config.cpus, host)?;
         let interrupts = devices::interrupts(isa, &cpus);
         let devices = devices::plan(config, isa)?;
+        let mut memory = memory::ram(isa, &config.memory, cpus.phys_bits)?;
+        let numa = numa::plan(&config.numa, isa, &cpus, &memory, config.platform.acpi)?;
+        let (numa, topology) = numa.map(|numa| (numa.plan, numa.topology)).unzip();
         let acpi = config
             .platform
             .acpi
-            .then(|| firmware::encode(isa, &cpus, &interrupts, &devices))
+            .then(|| firmware::encode(isa, &cpus, &interrupts, &devices, topology.as_ref()))
             .transpose()?;
-        let memory = memory::plan(
-            isa,
-            config.memory.size,
-            cpus.phys_bits,
-            acpi.as_ref().map(firmware::Encoded::size),
-        )?;
+        let size = acpi.as_ref().map(firmware::Encoded::size);
+        memory::place_tables(isa, &mut memory, size)?;
         let firmware = firmware::place(isa, acpi, &memory, devices.sleep, &config.platform)?;
         Ok(Self {
             version: PLAN_VERSION,
             isa,
             cpus,
             memory,
+            numa,
             interrupts,
             devices,
             firmware,
@@ -191,6 +208,8 @@ pub struct PlannedCpu {
 pub struct MemoryPlan {
     /// RAM, ascending and disjoint.
     pub ram: Vec<GpaRange>,
+    /// The same RAM by the zones that it was asked for in.
+    pub zones: Vec<ZonePlan>,
     /// Part of RAM, that holds ACPI tables and, on aarch64, the EFI hand-over and SMBIOS; reported
     /// to the guest as ACPI-reclaimable. Absent without ACPI.
     pub acpi_window: Option<GpaRange>,
@@ -198,6 +217,52 @@ pub struct MemoryPlan {
     pub mmio32: GpaRange,
     /// Where 64-bit PCI BARs go.
     pub mmio64: GpaRange,
+}
+
+/// A memory zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZonePlan {
+    /// Its name.
+    pub id: String,
+    /// Where it is: one range, or two around the 32-bit hole.
+    pub ranges: Vec<GpaRange>,
+}
+
+/// The NUMA nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaPlan {
+    /// The nodes, by ascending ids.
+    pub nodes: Vec<NodePlan>,
+    /// Distances, by the positions in `nodes` of the node they lead from and the one they lead to.
+    pub distances: Vec<Vec<u8>>,
+    /// Id of the node that took in what follows.
+    pub home: u32,
+    /// CPUs that no node was given.
+    pub adopted_cpus: Vec<u32>,
+    /// Memory zones that no node was given.
+    pub adopted_zones: Vec<String>,
+}
+
+/// A NUMA node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePlan {
+    /// Its id: the ACPI proximity domain, or the node's id in a device tree.
+    pub id: u32,
+    /// Indexes of the CPUs in it, ascending.
+    pub cpus: Vec<u32>,
+    /// Memory zones in it.
+    pub zones: Vec<String>,
+    /// Where its RAM is, ascending; nowhere in an empty node.
+    pub ram: Vec<GpaRange>,
+    /// The number that Linux will give it, as far as that can be told.
+    pub linux_node: Option<u32>,
+}
+
+impl NodePlan {
+    /// Whether it has neither CPUs nor RAM, so that a device may own it.
+    pub fn is_empty(&self) -> bool {
+        self.cpus.is_empty() && self.ram.is_empty()
+    }
 }
 
 /// Interrupt controllers.

@@ -11,6 +11,7 @@ fn host(isa: Isa) -> HostFacts {
         max_vcpus: 1024,
         max_vcpu_ids: 4096,
         pmu: isa == Isa::Aarch64,
+        memory: HostMemory::default(),
     }
 }
 

@@ -285,7 +285,7 @@ fn values_that_do_not_fit_their_field_are_refused() {
             interrupts,
             devices,
         } = &sample;
-        super::super::AcpiTables::encode(*isa, cpus, interrupts, devices)
+        super::super::AcpiTables::encode(*isa, cpus, interrupts, devices, None)
             .err()
             .expect("cannot be described")
     };

@@ -32,7 +32,7 @@ impl Sample {
     }
 
     pub(super) fn encode(&self) -> AcpiTables {
-        AcpiTables::encode(self.isa, &self.cpus, &self.interrupts, &self.devices)
+        AcpiTables::encode(self.isa, &self.cpus, &self.interrupts, &self.devices, None)
             .expect("a sample can be described")
     }
 

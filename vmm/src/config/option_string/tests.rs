@@ -217,10 +217,9 @@ proptest! {
         for section in &SECTIONS {
             let mut problems = Vec::new();
             let node = option("--x", &text, section.spelling, &mut problems);
-            let members = Node::Map(vec![
-                ("payload".to_string(), Node::Map(Vec::new())),
-                (section.field.to_string(), node),
-            ]);
+            let mut members = vec![("payload".to_string(), Node::Map(Vec::new()))];
+            crate::config::cli::put(&mut members, section.place, vec![node]);
+            let members = Node::Map(members);
             let config: Option<crate::config::VmConfig> = tree::read(members, &mut problems);
             // Every failure is accounted for.
             prop_assert!(config.is_some() || !problems.is_empty());

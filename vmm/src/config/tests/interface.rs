@@ -50,9 +50,14 @@ fn spells<T: DeserializeOwned>(name: &str, rest: &[&'static str], ours: &[&'stat
     let spelt: BTreeSet<&str> = match name {
         "VmConfig" => SECTIONS
             .iter()
-            .map(|section| section.field)
+            .filter_map(|section| match section.place {
+                Place::Field(field) | Place::List(field) => Some(field),
+                Place::ListIn(..) => None,
+            })
             .chain(["payload"])
             .collect(),
+        // Zones have an option of their own.
+        "MemoryConfig" => keys.chain(["zones"]).collect(),
         _ => bare.chain(keys).collect(),
     };
     assert_eq!(spelt, fields::<T>(), "{name}");
@@ -186,6 +191,40 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
             "vfio_p2p_dma",
         ],
         &["acpi"],
+    );
+    spells::<MemoryZoneConfig>(
+        "MemoryZoneConfig",
+        &[
+            "id",
+            "size",
+            "file",
+            "mergeable",
+            "shared",
+            "hugepages",
+            "hugepage_size",
+            "host_numa_node",
+            "hotplug_size",
+            "hotplugged_size",
+            "prefault",
+            "reserve",
+        ],
+        &[],
+    );
+    spells::<NumaConfig>(
+        "NumaConfig",
+        &[
+            "guest_numa_id",
+            "cpus",
+            "distances",
+            "memory_zones",
+            "pci_segments",
+            "device_id",
+        ],
+        &["hmat"],
+    );
+    assert_eq!(
+        fields::<NumaDistance>(),
+        BTreeSet::from(["destination", "distance"])
     );
     assert_eq!(
         fields::<CpuTopology>(),

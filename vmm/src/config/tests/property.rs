@@ -46,7 +46,51 @@ prop_compose! {
         [mergeable, shared, hugepages, prefault, thp] in any::<[bool; 5]>(),
         hugepage_size in any::<Option<u64>>(),
     ) -> MemoryConfig {
-        MemoryConfig { size, mergeable, shared, hugepages, hugepage_size, prefault, thp }
+        MemoryConfig {
+            size, mergeable, shared, hugepages, hugepage_size, prefault, thp, zones: Vec::new(),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_zone()(
+        (id, size, file) in (any::<String>(), any::<u64>(), any_path()),
+        [mergeable, shared, hugepages, prefault] in any::<[bool; 4]>(),
+        (hugepage_size, host_numa_node) in any::<(Option<u64>, Option<u32>)>(),
+    ) -> MemoryZoneConfig {
+        MemoryZoneConfig {
+            id, size, file, mergeable, shared, hugepages, hugepage_size, host_numa_node, prefault,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_node()(
+        guest_numa_id in any::<u32>(),
+        cpus in prop::collection::vec(any::<u32>(), 0..8),
+        distances in prop::collection::vec(any::<(u32, u32)>(), 0..4),
+        memory_zones in prop::collection::vec(any::<String>(), 0..4),
+        hmat in prop::collection::vec(any::<(u32, [u32; 4])>(), 0..4),
+    ) -> NumaConfig {
+        let distances = distances.into_iter().map(|(destination, distance)| {
+            NumaDistance { destination, distance }
+        });
+        let hmat = hmat.into_iter().map(|(initiator, figures)| {
+            let [read_latency, write_latency, read_bandwidth, write_bandwidth] = figures;
+            NumaInitiator {
+                initiator,
+                access: AccessPerformance {
+                    read_latency, write_latency, read_bandwidth, write_bandwidth,
+                },
+            }
+        });
+        NumaConfig {
+            guest_numa_id,
+            cpus,
+            distances: distances.collect(),
+            memory_zones,
+            hmat: hmat.collect(),
+        }
     }
 }
 
@@ -85,10 +129,13 @@ prop_compose! {
         [serial, console, debug_console] in [any_mode(), any_mode(), any_mode()],
         iobase in any::<u16>(),
         platform in any_platform(),
+        zones in prop::collection::vec(any_zone(), 0..3),
+        numa in prop::collection::vec(any_node(), 0..3),
     ) -> VmConfig {
         VmConfig {
             cpus,
-            memory,
+            memory: MemoryConfig { zones, ..memory },
+            numa,
             payload: PayloadConfig { kernel, cmdline, initramfs },
             serial: SerialConfig { mode: serial, file: serial_file, socket: serial_socket },
             console: ConsoleConfig { mode: console },
@@ -147,6 +194,49 @@ proptest! {
             text.push_str(&format!(",hugepage_size={size:#x}"));
         }
         prop_assert_eq!(option("memory", &text), Ok(config));
+    }
+
+    #[test]
+    fn zones_survive_the_command_line(config in any_zone()) {
+        let mut text = format!(
+            "id={},size={},mergeable={},shared={},hugepages={},prefault={}",
+            quoted(&config.id), config.size, switch(config.mergeable), switch(config.shared),
+            switch(config.hugepages), switch(config.prefault),
+        );
+        if let Some(path) = &config.file {
+            text.push_str(&format!(",file={}", quoted(path.to_str().unwrap())));
+        }
+        if let Some(size) = config.hugepage_size {
+            text.push_str(&format!(",hugepage_size={size:#x}"));
+        }
+        if let Some(node) = config.host_numa_node {
+            text.push_str(&format!(",host_numa_node={node}"));
+        }
+        prop_assert_eq!(option("memory-zone", &text), Ok(config));
+    }
+
+    #[test]
+    fn nodes_survive_the_command_line(config in any_node()) {
+        let NumaConfig { guest_numa_id, cpus, distances, memory_zones, hmat } = &config;
+        let distances: Vec<String> = distances
+            .iter()
+            .map(|NumaDistance { destination, distance }| format!("{destination}@{distance}"))
+            .collect();
+        let zones: Vec<String> = memory_zones.iter().map(|zone| quoted(zone)).collect();
+        let hmat: Vec<String> = hmat
+            .iter()
+            .map(|NumaInitiator { initiator, access: AccessPerformance {
+                read_latency, write_latency, read_bandwidth, write_bandwidth,
+            } }| format!(
+                "{initiator}@{read_latency}:{write_latency}:{read_bandwidth}:{write_bandwidth}"
+            ))
+            .collect();
+        let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "guest_numa_id={guest_numa_id},cpus=[{}],distances=[{}],memory_zones=[{}],hmat=[{}]",
+            cpus.join(","), distances.join(","), zones.join(","), hmat.join(","),
+        );
+        prop_assert_eq!(option("numa", &text), Ok(config));
     }
 
     #[test]

@@ -117,11 +117,11 @@ fn impossible_memory_is_refused() {
     for (value, message) in [
         (
             "size=0",
-            "--memory size=0: must be at least 1 MiB; give for instance size=1G",
+            "--memory size=0: must be at least 1 MiB; give for instance size=1G, or size=0 and --memory-zone",
         ),
         (
             "size=1023K",
-            "--memory size=1047552: must be at least 1 MiB; give for instance size=1G",
+            "--memory size=1047552: must be at least 1 MiB; give for instance size=1G, or size=0 and --memory-zone",
         ),
         (
             "size=1048577",

@@ -1,0 +1,197 @@
+//! `--memory-zone`: a part of the guest's RAM, and how the host provides it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Problem;
+use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
+use super::validate::path_fault;
+
+/// How `--memory-zone` is spelled.
+pub const SPELLING: Spelling = Spelling {
+    type_name: "MemoryZoneConfig",
+    about: "A part of the guest's RAM; may be given several times, with --memory size=0",
+    bare: None,
+    keys: &[
+        Key::new("id", "id", Value::Typed("<name>"), "name for --numa"),
+        Key::new(
+            "size",
+            "size",
+            Value::Size,
+            "bytes, or K, M, G or T of them",
+        ),
+        Key::new(
+            "file",
+            "file",
+            Value::Typed("<path>"),
+            "file to map, or folder (a hugetlbfs, say) for one without a name",
+        )
+        .or(Fallback::Absent("anonymous memory")),
+        Key::new(
+            "mergeable",
+            "mergeable",
+            Value::Switch,
+            "let the host merge equal pages (KSM)",
+        )
+        .or(Fallback::Value("off")),
+        Key::new(
+            "shared",
+            "shared",
+            Value::Switch,
+            "map it shared, so that other processes can be given it",
+        )
+        .or(Fallback::Value("off")),
+        Key::new(
+            "hugepages",
+            "hugepages",
+            Value::Switch,
+            "take it from the host's reserved huge pages",
+        )
+        .or(Fallback::Value("off")),
+        Key::new(
+            "hugepage_size",
+            "hugepage_size",
+            Value::Size,
+            "size of those pages",
+        )
+        .or(Fallback::Absent("the host's default")),
+        Key::new(
+            "host_numa_node",
+            "host_numa_node",
+            Value::Typed("<node>"),
+            "host node that it is allocated on",
+        )
+        .or(Fallback::Absent("any")),
+        Key::new(
+            "prefault",
+            "prefault",
+            Value::Switch,
+            "allocate all of it before the guest starts",
+        )
+        .or(Fallback::Value("off")),
+    ],
+    not_yet: &[
+        NotYet::both("hotplug_size")
+            .unless_text("0")
+            .unless_json("0"),
+        NotYet::both("hotplugged_size")
+            .unless_text("0")
+            .unless_json("0"),
+        NotYet::both("reserve")
+            .unless_text("off")
+            .unless_json("false"),
+    ],
+};
+
+/// Name of the zone that RAM without zones is.
+pub const BARE_ZONE: &str = "mem0";
+
+/// A part of the guest's RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryZoneConfig {
+    /// Its name.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+    /// File that is mapped, or folder for one without a name; `None` is anonymous memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Whether the host may merge equal pages (KSM).
+    #[serde(default)]
+    pub mergeable: bool,
+    /// Whether the mapping is shared, so that other processes can be given the memory.
+    #[serde(default)]
+    pub shared: bool,
+    /// Whether the memory comes from the host's reserved huge pages.
+    #[serde(default)]
+    pub hugepages: bool,
+    /// Bytes in one of those; `None` is the host's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugepage_size: Option<u64>,
+    /// Host node that the memory is allocated on; `None` is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_numa_node: Option<u32>,
+    /// Whether all of it is allocated before the guest starts.
+    #[serde(default)]
+    pub prefault: bool,
+}
+
+/// Granularity of guest RAM, in bytes: the smallest page of host and guest.
+const PAGE_SIZE: u64 = 4096;
+
+impl MemoryZoneConfig {
+    /// Adds what is wrong with it by itself to `problems`; `option` is what it was given by.
+    pub(super) fn validate(&self, option: &str, problems: &mut Vec<Problem>) {
+        let Self {
+            id: _,
+            size,
+            file,
+            mergeable,
+            shared,
+            hugepages,
+            hugepage_size,
+            host_numa_node: _,
+            prefault: _,
+        } = self;
+        let mut invalid = |value: String, reason: &str| {
+            problems.push(Problem::invalid(format_args!("{option} {value}"), reason));
+        };
+        if *size == 0 {
+            invalid(format!("size={size}"), "must be more than 0");
+        } else if !size.is_multiple_of(PAGE_SIZE) {
+            let reason = "must be a multiple of the 4096 bytes of a page";
+            invalid(format!("size={size}"), reason);
+        }
+        if let Some(page) = hugepage_size {
+            let value = format!("hugepage_size={page}");
+            if !hugepages {
+                invalid(value, "means nothing without hugepages=on; add it");
+            } else if !page.is_power_of_two() || *page < PAGE_SIZE {
+                invalid(value, "must be a power of two and not less than 4096 bytes");
+            } else if !size.is_multiple_of(*page) {
+                let reason = format!("size={size} must be a multiple of it");
+                invalid(value, &reason);
+            }
+        }
+        if *mergeable && *shared {
+            let reason = "the host merges private memory only; use shared=off";
+            invalid("mergeable=on".to_string(), reason);
+        }
+        if *mergeable && *hugepages {
+            let reason = "the host does not merge huge pages; use hugepages=off";
+            invalid("mergeable=on".to_string(), reason);
+        }
+        if let Some(path) = file {
+            let value = format!("file={}", path.display());
+            if let Some(fault) = path_fault(path) {
+                invalid(value, fault);
+            } else if *hugepages {
+                let reason = "hugepages=on is for memory without a file; a file on a hugetlbfs has \
+                              its pages anyway";
+                invalid(value, reason);
+            } else if *mergeable {
+                invalid(
+                    value,
+                    "the host merges anonymous memory only; use mergeable=off",
+                );
+            }
+        }
+    }
+}
+
+/// Adds what is wrong with zones, by themselves and among them, to `problems`.
+pub(super) fn validate_all(zones: &[MemoryZoneConfig], problems: &mut Vec<Problem>) {
+    let mut names = BTreeSet::new();
+    for zone in zones {
+        zone.validate(&format!("--memory-zone id={}:", zone.id), problems);
+        let at = format!("--memory-zone id={}", zone.id);
+        if zone.id.is_empty() {
+            problems.push(Problem::invalid(at, "a zone needs a name"));
+        } else if !names.insert(&zone.id) {
+            problems.push(Problem::invalid(at, "another zone has this name"));
+        }
+    }
+}
