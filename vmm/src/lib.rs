@@ -6,6 +6,7 @@ pub mod console;
 pub mod logger;
 pub mod machine;
 pub mod plan;
+pub mod show;
 mod vmm;
 
 pub use self::vmm::{Handle, Vmm, VmmError, block_signals};

@@ -107,6 +107,9 @@ impl Vmm {
     pub fn new(config: VmConfig) -> Result<Self, VmmError> {
         let host = Host::open()?;
         let plan = Plan::new(&config, &host.facts)?;
+        for warning in plan.warnings() {
+            log::warn!("{warning}");
+        }
         let mut events = EventManager::new().map_err(VmmError::Loop)?;
         let consoles = open_consoles(&config, &mut events)?;
         let (sender, requests) = mpsc::channel();

@@ -164,4 +164,4 @@ fn check(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 //! Runs one virtual machine.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -17,15 +18,28 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Command::Run { config, log } => match run(*config, &log) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                terminal::restore();
-                eprintln!("cloud-hypervisor: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Run { config, log } => ending(run(*config, &log)),
+        Command::Plan { config, options } => ending(plan(&config, &options)),
     }
+}
+
+fn ending(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::restore();
+            eprintln!("cloud-hypervisor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn plan(config: &vmm::config::VmConfig, options: &cli::PlanOptions) -> Result<()> {
+    logger::start(0, None)?;
+    let text = vmm::show::show(config, options)?;
+    io::stdout()
+        .write_all(text.as_bytes())
+        .context("--plan: cannot write to standard output")
 }
 
 fn refuse(error: &CliError) -> ExitCode {
@@ -39,6 +53,6 @@ fn run(config: vmm::config::VmConfig, log: &cli::LogOptions) -> Result<()> {
         format!("--log-file {}: cannot create it", file.display())
     })?;
     block_signals().context("cannot block signals")?;
-    config.validate(vmm::machine::HOST_ISA)?;
+    config.validate_on(vmm::machine::HOST_ISA, &vmm::machine::host_memory())?;
     Ok(Vmm::new(config)?.run()?)
 }

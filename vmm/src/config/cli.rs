@@ -22,6 +22,13 @@ pub enum Command {
         /// What is logged.
         log: LogOptions,
     },
+    /// Show what a virtual machine would be, without running it.
+    Plan {
+        /// The virtual machine, not validated yet.
+        config: Box<VmConfig>,
+        /// How it is shown.
+        options: PlanOptions,
+    },
     /// Print this text to standard output and succeed: the help or the version.
     Print(String),
 }
@@ -33,6 +40,17 @@ pub struct LogOptions {
     pub verbosity: u8,
     /// The file that is logged to; standard error if absent.
     pub file: Option<PathBuf>,
+}
+
+/// How a plan is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Folder that the ACPI tables are written to.
+    pub folder: Option<PathBuf>,
+    /// Whether JSON is printed rather than text.
+    pub json: bool,
+    /// Recorded facts of the host it is for; this host if absent.
+    pub facts: Option<PathBuf>,
 }
 
 /// Why a command line cannot be understood.
@@ -73,8 +91,19 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
     refuse_what_is_not_there(&matches, &mut problems);
     let tree = configuration(&matches, &mut problems);
     let config = tree::read(tree, &mut problems);
+    let config = Box::new(ConfigErrors::of(config, problems)?);
+    if is_given(&matches, PLAN) {
+        let options = PlanOptions {
+            folder: matches.get_one(PLAN).cloned(),
+            json: matches
+                .get_one::<String>(PLAN_FORMAT)
+                .is_some_and(|format| format == "json"),
+            facts: matches.get_one(PLAN_FACTS).cloned(),
+        };
+        return Ok(Command::Plan { config, options });
+    }
     Ok(Command::Run {
-        config: Box::new(ConfigErrors::of(config, problems)?),
+        config,
         log: LogOptions {
             verbosity: matches.get_count(VERBOSE),
             file: matches.get_one(LOG_FILE).cloned(),
@@ -84,6 +113,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
 
 const VERBOSE: &str = "verbose";
 const LOG_FILE: &str = "log-file";
+const PLAN: &str = "plan";
+const PLAN_FORMAT: &str = "plan-format";
+const PLAN_FACTS: &str = "plan-facts";
 
 /// The options, as clap knows them.
 fn command() -> clap::Command {
@@ -118,6 +150,7 @@ fn command() -> clap::Command {
         .after_help(help::NOTES)
         .next_line_help(true)
         .args(taking_text)
+        .args(plan_options())
         .arg(
             Arg::new(LOG_FILE)
                 .long(LOG_FILE)
@@ -131,6 +164,35 @@ fn command() -> clap::Command {
                 .action(ArgAction::Count)
                 .help("Log more; may be given several times"),
         )
+}
+
+/// What shows a machine instead of running it.
+fn plan_options() -> [Arg; 3] {
+    [
+        Arg::new(PLAN)
+            .long(PLAN)
+            .value_name("folder")
+            .num_args(0..=1)
+            .require_equals(true)
+            .value_parser(PathBufValueParser::new())
+            .help(
+                "Show what the guest would see, and write its ACPI tables to the folder, instead of \
+                 running it",
+            ),
+        Arg::new(PLAN_FORMAT)
+            .long(PLAN_FORMAT)
+            .requires(PLAN)
+            .value_parser(["text", "json"])
+            .hide_possible_values(true)
+            .value_name("text|json")
+            .help("Form in which it is shown [default: text]"),
+        Arg::new(PLAN_FACTS)
+            .long(PLAN_FACTS)
+            .requires(PLAN)
+            .value_name("path")
+            .value_parser(PathBufValueParser::new())
+            .help("Facts of the host it is for, as --plan-format json shows them [default: this host]"),
+    ]
 }
 
 /// Options of the interface that are not there yet.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Problem;
 use super::memory_zone::{self, BARE_ZONE, MemoryZoneConfig};
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
+use crate::plan::HostMemory;
 
 /// How `--memory` is spelled.
 pub const SPELLING: Spelling = Spelling {
@@ -190,6 +191,18 @@ impl MemoryConfig {
             let at = format!("--memory size={}", self.total());
             let reason = "is more than any guest can address (2^52 bytes)";
             problems.push(Problem::invalid(at, reason));
+        }
+    }
+
+    /// Adds what the host does not have of it to `problems`.
+    pub(super) fn validate_on(&self, host: &HostMemory, problems: &mut Vec<Problem>) {
+        for zone in self.as_zones() {
+            let option = if self.zones.is_empty() {
+                "--memory".to_owned()
+            } else {
+                zone.option()
+            };
+            zone.validate_on(&option, host, problems);
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Problem;
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
+use crate::plan::HostMemory;
 
 /// How `--memory-zone` is spelled.
 pub const SPELLING: Spelling = Spelling {
@@ -123,6 +124,35 @@ pub struct MemoryZoneConfig {
 const PAGE_SIZE: u64 = 4096;
 
 impl MemoryZoneConfig {
+    /// How the option that gave it starts, for messages.
+    pub(super) fn option(&self) -> String {
+        format!("--memory-zone id={}:", self.id)
+    }
+
+    /// Adds what the host does not have of it to `problems`; `option` is what it was given by.
+    pub(super) fn validate_on(&self, option: &str, host: &HostMemory, problems: &mut Vec<Problem>) {
+        let HostMemory {
+            numa_nodes,
+            hugepage_sizes,
+        } = host;
+        if let Some(node) = self.host_numa_node
+            && !numa_nodes.contains(&node)
+        {
+            let at = format!("{option} host_numa_node={node}");
+            let reason = format!("the host's nodes with memory are {numa_nodes:?}");
+            problems.push(Problem::invalid(at, reason));
+        }
+        if let Some(size) = self.hugepage_size
+            && self.hugepages
+            && size.is_power_of_two()
+            && !hugepage_sizes.contains(&size)
+        {
+            let at = format!("{option} hugepage_size={size}");
+            let reason = format!("the host has huge pages of {hugepage_sizes:?} bytes");
+            problems.push(Problem::invalid(at, reason));
+        }
+    }
+
     /// Adds what is wrong with it by itself to `problems`; `option` is what it was given by.
     pub(super) fn validate(&self, option: &str, problems: &mut Vec<Problem>) {
         let Self {
@@ -186,7 +216,7 @@ impl MemoryZoneConfig {
 pub(super) fn validate_all(zones: &[MemoryZoneConfig], problems: &mut Vec<Problem>) {
     let mut names = BTreeSet::new();
     for zone in zones {
-        zone.validate(&format!("--memory-zone id={}:", zone.id), problems);
+        zone.validate(&zone.option(), problems);
         let at = format!("--memory-zone id={}", zone.id);
         if zone.id.is_empty() {
             problems.push(Problem::invalid(at, "a zone needs a name"));

@@ -24,7 +24,7 @@ fn machine(name: &str, text: &str) -> Result<VmConfig, String> {
     let args = ["vmm", &format!("--{name}"), text];
     match cli::parse(args.map(Into::into)) {
         Ok(cli::Command::Run { config, log: _ }) => Ok(*config),
-        Ok(cli::Command::Print(text)) => panic!("{text}"),
+        Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
     }
 }

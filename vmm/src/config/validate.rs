@@ -6,6 +6,7 @@ use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
 use super::{ConsoleMode, VmConfig, numa};
+use crate::plan::HostMemory;
 
 impl VmConfig {
     /// Checks everything that can be told without looking at the host.
@@ -13,6 +14,20 @@ impl VmConfig {
     /// # Errors
     /// All problems, each with the option at fault as the command line spells it.
     pub fn validate(&self, isa: Isa) -> Result<(), ConfigErrors> {
+        ConfigErrors::check(self.problems(isa))
+    }
+
+    /// As [`VmConfig::validate`], and whether the host has the memory that is asked for.
+    ///
+    /// # Errors
+    /// All problems of both kinds.
+    pub fn validate_on(&self, isa: Isa, host: &HostMemory) -> Result<(), ConfigErrors> {
+        let mut problems = self.problems(isa);
+        self.memory.validate_on(host, &mut problems);
+        ConfigErrors::check(problems)
+    }
+
+    fn problems(&self, isa: Isa) -> Vec<Problem> {
         let Self {
             cpus,
             memory,
@@ -36,7 +51,7 @@ impl VmConfig {
             let reason = "--serial has the terminal already; connect one of them elsewhere";
             problems.push(Problem::invalid("--debug-console tty", reason));
         }
-        ConfigErrors::check(problems)
+        problems
     }
 }
 

@@ -12,6 +12,7 @@ mod memory;
 mod numa;
 #[cfg(test)]
 mod tests;
+mod warnings;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -41,6 +42,23 @@ pub struct HostFacts {
     pub pmu: bool,
     /// What memory it has.
     pub memory: HostMemory,
+}
+
+impl HostFacts {
+    /// What most hosts of an instruction set offer, for plans that are made where no KVM is.
+    pub fn assumed(isa: Isa, memory: HostMemory) -> Self {
+        Self {
+            isa,
+            phys_bits: match isa {
+                Isa::X86_64 => 46,
+                Isa::Aarch64 => 48,
+            },
+            max_vcpus: 512,
+            max_vcpu_ids: 4096,
+            pmu: isa == Isa::Aarch64,
+            memory,
+        }
+    }
 }
 
 /// What the plan needs to know of the host's memory.
@@ -375,4 +393,22 @@ pub struct PlannedTable {
     pub gpa: u64,
     /// What is placed there.
     pub bytes: Vec<u8>,
+}
+
+/// Numbers in ascending order, as people write them: `0-3,7`.
+pub fn ranges(numbers: &[u32]) -> String {
+    let mut text = String::new();
+    let mut rest = numbers.iter().copied().peekable();
+    while let Some(first) = rest.next() {
+        let mut last = first;
+        while let Some(next) = rest.next_if(|next| last.checked_add(1) == Some(*next)) {
+            last = next;
+        }
+        let separator = if text.is_empty() { "" } else { "," };
+        text.push_str(&match first == last {
+            true => format!("{separator}{first}"),
+            false => format!("{separator}{first}-{last}"),
+        });
+    }
+    text
 }

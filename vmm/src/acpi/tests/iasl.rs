@@ -69,20 +69,27 @@ fn write(sample: &Sample, folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Takes a table in a file apart; `false` if iasl is not there and need not be.
+pub(crate) fn disassembles(path: &Path) -> bool {
+    let folder = path.parent().unwrap();
+    let Some(text) = run("iasl", "IASL", &["-d", path.to_str().unwrap()], folder) else {
+        return false;
+    };
+    assert_clean(&text);
+    let source = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
+    for word in NOT_UNDERSTOOD {
+        let line = source.lines().find(|line| line.contains(word));
+        assert_eq!(line, None, "in {}", path.display());
+    }
+    true
+}
+
 /// Takes all tables apart and compiles the DSDT again.
 fn check(sample: &Sample) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    for path in write(sample, folder) {
-        let Some(text) = run("iasl", "IASL", &["-d", path.to_str().unwrap()], folder) else {
-            return;
-        };
-        assert_clean(&text);
-        let source = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
-        for word in NOT_UNDERSTOOD {
-            let line = source.lines().find(|line| line.contains(word));
-            assert_eq!(line, None, "in {}", path.display());
-        }
+    if !write(sample, folder).iter().all(|path| disassembles(path)) {
+        return;
     }
     let arguments = ["-p", "again", "dsdt.dsl"];
     if let Some(text) = run("iasl", "IASL", &arguments, folder) {

@@ -1,4 +1,4 @@
 mod golden;
-mod iasl;
+pub(crate) mod iasl;
 mod property;
 mod samples;

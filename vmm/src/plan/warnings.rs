@@ -1,0 +1,75 @@
+//! What an operator should know of a plan that works, but perhaps not as it was meant.
+
+use arch::Isa;
+
+use super::{NumaPlan, Plan};
+
+/// Nodes that distributions' arm64 kernels have room for: two to the power of CONFIG_NODES_SHIFT,
+/// which is 4 by default.
+const ARM64_NODES: usize = 16;
+/// The highest proximity domain of such a kernel: it has a map of 256 (MAX_PXM_DOMAINS in
+/// drivers/acpi/numa/srat.c).
+const ARM64_LAST_DOMAIN: u32 = 255;
+
+impl Plan {
+    /// What may come as a surprise, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let numa = self.numa.as_ref();
+        numa.map(|numa| numa_warnings(self.isa, numa))
+            .unwrap_or_default()
+    }
+}
+
+fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
+    let NumaPlan {
+        nodes,
+        distances: _,
+        home,
+        adopted_cpus,
+        adopted_zones,
+    } = numa;
+    let mut warnings = Vec::new();
+    if !adopted_cpus.is_empty() {
+        let cpus = super::ranges(adopted_cpus);
+        warnings.push(format!(
+            "CPUs {cpus} belong to no --numa node; they are put into node {home}"
+        ));
+    }
+    if !adopted_zones.is_empty() {
+        let zones = adopted_zones.join(", ");
+        warnings.push(format!(
+            "the RAM of {zones} belongs to no --numa node; it is put into node {home}"
+        ));
+    }
+    let renumbered: Vec<String> = nodes
+        .iter()
+        .filter_map(|node| {
+            let number = node.linux_node.filter(|number| *number != node.id)?;
+            Some(format!("{} is {number}", node.id))
+        })
+        .collect();
+    if !renumbered.is_empty() {
+        warnings.push(format!(
+            "Linux numbers nodes with CPUs first, then those with memory or room for it, without \
+             holes, so guest_numa_id {} there",
+            renumbered.join(", ")
+        ));
+    }
+    if isa == Isa::Aarch64 {
+        if nodes.len() > ARM64_NODES {
+            warnings.push(format!(
+                "{} nodes: kernels with room for {ARM64_NODES}, which is what distributions ship \
+                 for arm64 (CONFIG_NODES_SHIFT=4), will see one node with everything in it",
+                nodes.len()
+            ));
+        }
+        if let Some(node) = nodes.iter().find(|node| node.id > ARM64_LAST_DOMAIN) {
+            warnings.push(format!(
+                "guest_numa_id={}: kernels with room for few nodes, as distributions ship them for \
+                 arm64, know ids up to {ARM64_LAST_DOMAIN} and will see no NUMA at all",
+                node.id
+            ));
+        }
+    }
+    warnings
+}
