@@ -4,6 +4,7 @@ mod bad_input;
 mod cpus;
 mod lifecycle;
 mod memory;
+mod numa;
 mod power_button;
 mod report;
 mod serial;

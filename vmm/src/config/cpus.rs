@@ -36,7 +36,9 @@ pub const SPELLING: Spelling = Spelling {
             Value::Typed("<threads>:<cores>:<dies>:<packages>"),
             "threads per core, cores per die, dies per package, packages",
         )
-        .or(Fallback::Absent("one package of max cores")),
+        .or(Fallback::Absent(
+            "cores, in a package for each node with CPUs",
+        )),
         Key::new(
             "affinity",
             "affinity",

@@ -1,11 +1,17 @@
 //! vCPUs: how many, what the hardware calls them, where each sits.
 
+use std::collections::BTreeSet;
+
 use arch::{Isa, aarch64, x86_64};
 
 use super::{CpuPlan, CpuTopology, HostFacts, PlanError, PlannedCpu};
-use crate::config::CpusConfig;
+use crate::config::{CpusConfig, NumaConfig};
 
-pub(super) fn plan(config: &CpusConfig, host: &HostFacts) -> Result<CpuPlan, PlanError> {
+pub(super) fn plan(
+    config: &CpusConfig,
+    numa: &[NumaConfig],
+    host: &HostFacts,
+) -> Result<CpuPlan, PlanError> {
     let max = config.max_vcpus;
     if max > host.max_vcpus {
         return Err(PlanError::TooManyCpus {
@@ -13,7 +19,7 @@ pub(super) fn plan(config: &CpusConfig, host: &HostFacts) -> Result<CpuPlan, Pla
             host: host.max_vcpus,
         });
     }
-    let topology = topology(config);
+    let topology = topology(config, numa);
     let cpus: Vec<PlannedCpu> = (0..max)
         .map(|index| place(index, &topology, host.isa))
         .collect();
@@ -37,26 +43,53 @@ pub(super) fn plan(config: &CpusConfig, host: &HostFacts) -> Result<CpuPlan, Pla
     })
 }
 
-/// The topology asked for; without one, a single package of single-threaded cores.
-fn topology(config: &CpusConfig) -> CpuTopology {
-    match config.topology {
-        Some(crate::config::CpuTopology {
+/// The topology asked for, or else one of single-threaded cores.
+fn topology(config: &CpusConfig, numa: &[NumaConfig]) -> CpuTopology {
+    if let Some(crate::config::CpuTopology {
+        threads_per_core,
+        cores_per_die,
+        dies_per_package,
+        packages,
+    }) = config.topology
+    {
+        return CpuTopology {
             threads_per_core,
             cores_per_die,
             dies_per_package,
             packages,
-        }) => CpuTopology {
-            threads_per_core,
-            cores_per_die,
-            dies_per_package,
-            packages,
-        },
-        None => CpuTopology {
-            threads_per_core: 1,
-            cores_per_die: config.max_vcpus,
-            dies_per_package: 1,
-            packages: 1,
-        },
+        };
+    }
+    let packages = packages(config.max_vcpus, numa);
+    CpuTopology {
+        threads_per_core: 1,
+        cores_per_die: config.max_vcpus / packages,
+        dies_per_package: 1,
+        packages,
+    }
+}
+
+/// Packages without a part in two nodes: the CPUs of a package share a cache, and no kernel believes
+/// in one that spans nodes. A package for each node if they are equal pieces of the CPUs, and
+/// otherwise for each CPU.
+fn packages(max: u32, numa: &[NumaConfig]) -> u32 {
+    let nodes: Vec<BTreeSet<u32>> = numa
+        .iter()
+        .filter(|node| !node.cpus.is_empty())
+        .map(|node| node.cpus.iter().copied().collect())
+        .collect();
+    let count = nodes.len() as u32;
+    if count < 2 {
+        return 1;
+    }
+    let size = max / count;
+    let is_piece = |node: &BTreeSet<u32>| {
+        let first = node.first().copied().unwrap_or(0);
+        first.is_multiple_of(size) && node.iter().copied().eq(first..first + size)
+    };
+    if max.is_multiple_of(count) && nodes.iter().all(is_piece) {
+        count
+    } else {
+        max
     }
 }
 

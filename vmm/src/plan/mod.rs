@@ -161,7 +161,7 @@ impl Plan {
     /// Decides everything the guest will see. The configuration must have been validated.
     pub fn new(config: &VmConfig, host: &HostFacts) -> Result<Self, PlanError> {
         let isa = host.isa;
-        let cpus = cpus::plan(&config.cpus, host)?;
+        let cpus = cpus::plan(&config.cpus, &config.numa, host)?;
         let interrupts = devices::interrupts(isa, &cpus);
         let devices = devices::plan(config, isa)?;
         let mut memory = memory::ram(isa, &config.memory, cpus.phys_bits)?;

@@ -233,3 +233,58 @@ fn plans_are_plain_data_and_repeatable() {
         assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), once);
     }
 }
+
+fn nodes(cpus: &[&[u32]]) -> Vec<crate::config::NumaConfig> {
+    let node = |(id, cpus): (u32, &&[u32])| crate::config::NumaConfig {
+        guest_numa_id: id,
+        cpus: cpus.to_vec(),
+        distances: Vec::new(),
+        memory_zones: Vec::new(),
+        hmat: Vec::new(),
+    };
+    (0..).zip(cpus).map(node).collect()
+}
+
+/// Linux complains of packages in two nodes.
+#[test]
+fn packages_follow_the_nodes_unless_a_topology_is_given() {
+    let equal: &[&[u32]] = &[&[0, 1], &[2, 3], &[]];
+    let mixed: &[&[u32]] = &[&[0, 2], &[1, 3]];
+    let unequal: &[&[u32]] = &[&[0], &[1, 2, 3]];
+    let one: &[&[u32]] = &[&[0, 1, 2, 3], &[]];
+    for (cpus, packages) in [(equal, 2), (mixed, 4), (unequal, 4), (one, 1)] {
+        let mut config = config(GIB, 4);
+        config.numa = nodes(cpus);
+        let planned = plan(Isa::X86_64, &config);
+        assert_eq!(planned.cpus.topology.packages, packages, "{cpus:?}");
+        assert!(
+            !planned
+                .warnings()
+                .iter()
+                .any(|text| text.contains("package"))
+        );
+        config.cpus.topology = Some(crate::config::CpuTopology {
+            threads_per_core: 1,
+            cores_per_die: 4,
+            dies_per_package: 1,
+            packages: 1,
+        });
+        let planned = plan(Isa::X86_64, &config);
+        assert_eq!(planned.cpus.topology.packages, 1);
+        let warned = planned
+            .warnings()
+            .iter()
+            .any(|text| text.contains("CPU package 0"));
+        assert_eq!(warned, packages > 1, "{cpus:?}");
+    }
+}
+
+#[test]
+fn numbers_are_written_as_ranges() {
+    assert_eq!(ranges(&[]), "");
+    assert_eq!(ranges(&[4]), "4");
+    assert_eq!(
+        ranges(&[0, 1, 2, 5, 7, 8, u32::MAX]),
+        "0-2,5,7-8,4294967295"
+    );
+}

@@ -1,8 +1,10 @@
 //! What an operator should know of a plan that works, but perhaps not as it was meant.
 
+use std::collections::BTreeMap;
+
 use arch::Isa;
 
-use super::{NumaPlan, Plan};
+use super::{CpuPlan, NumaPlan, Plan};
 
 /// Nodes that distributions' arm64 kernels have room for: two to the power of CONFIG_NODES_SHIFT,
 /// which is 4 by default.
@@ -15,9 +17,32 @@ impl Plan {
     /// What may come as a surprise, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let numa = self.numa.as_ref();
-        numa.map(|numa| numa_warnings(self.isa, numa))
-            .unwrap_or_default()
+        numa.map(|numa| {
+            let mut warnings = numa_warnings(self.isa, numa);
+            warnings.extend(split_package(&self.cpus, numa));
+            warnings
+        })
+        .unwrap_or_default()
     }
+}
+
+/// A package with CPUs in two nodes, if there is one.
+fn split_package(cpus: &CpuPlan, numa: &NumaPlan) -> Option<String> {
+    let mut homes = BTreeMap::new();
+    for node in &numa.nodes {
+        for index in &node.cpus {
+            let cpu = cpus.cpus.get(*index as usize)?;
+            let home = *homes.entry(cpu.package).or_insert(node.id);
+            if home != node.id {
+                return Some(format!(
+                    "CPU package {} has CPUs in nodes {home} and {}: Linux will complain of a cache \
+                     that spans nodes; give a --cpus topology with a package or more for each node",
+                    cpu.package, node.id
+                ));
+            }
+        }
+    }
+    None
 }
 
 fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
