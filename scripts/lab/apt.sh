@@ -40,6 +40,8 @@ private_apt() {
             # Proxies and the like stay as the machine has them.
             apt-config dump | grep -E '^Acquire::(http|https)\b' || true
         fi
+        # Lists of sid expire after a week, and mirrors may be behind: 90 days, in seconds.
+        [ "$suite" != sid ] || echo 'Acquire::Min-ValidTime "7776000";'
         cat <<EOF
 Dir::State "$apt";
 Dir::State::status "$apt/status";
