@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::{ConsoleMode, CpusConfig, DebugConsoleConfig, MemoryConfig};
 
@@ -287,4 +289,55 @@ fn numbers_are_written_as_ranges() {
         ranges(&[0, 1, 2, 5, 7, 8, u32::MAX]),
         "0-2,5,7-8,4294967295"
     );
+}
+
+prop_compose! {
+    /// CPUs and RAM, most of them sensible, and what a host may allow.
+    fn wishes()(
+        levels in prop::array::uniform4(1u32..8),
+        surplus in 0u32..4,
+        with_topology in any::<bool>(),
+        pages in prop_oneof![1u64..1 << 20, 1u64..1 << 40],
+        max_phys_bits in prop::option::of(30u8..54),
+        acpi in any::<bool>(),
+        phys_bits in 32u8..=52,
+        max_vcpus in 1u32..1024,
+        max_vcpu_ids in 1u32..4096,
+        pmu in any::<bool>(),
+    ) -> (VmConfig, HostFacts) {
+        let [threads_per_core, cores_per_die, dies_per_package, packages] = levels;
+        let topology = crate::config::CpuTopology { threads_per_core, cores_per_die, dies_per_package, packages };
+        let max = levels.iter().product();
+        let mut config = config(pages * 4096, max);
+        config.cpus.boot_vcpus = max.saturating_sub(surplus);
+        config.cpus.topology = with_topology.then_some(topology);
+        config.cpus.max_phys_bits = max_phys_bits;
+        config.platform.acpi = acpi;
+        config.payload.kernel = Some("kernel".into());
+        let isa = Isa::X86_64;
+        (config, HostFacts {
+            isa, phys_bits, max_vcpus, max_vcpu_ids, pmu, memory: HostMemory::default(),
+        })
+    }
+}
+
+proptest! {
+    /// Whatever is found valid is planned or refused, and a plan has what was asked for.
+    #[test]
+    fn valid_configurations_are_planned_or_refused((config, host) in wishes()) {
+        for isa in [Isa::X86_64, Isa::Aarch64] {
+            let host = HostFacts { isa, ..host.clone() };
+            let (Ok(()), Ok(plan)) = (config.validate(isa), Plan::new(&config, &host)) else {
+                continue;
+            };
+            prop_assert_eq!(plan.cpus.boot, config.cpus.boot_vcpus);
+            prop_assert_eq!(plan.cpus.cpus.len(), config.cpus.max_vcpus as usize);
+            let ram = &plan.memory.ram;
+            prop_assert_eq!(ram.iter().map(|range| range.size).sum::<u64>(), config.memory.size);
+            prop_assert!(ram.is_sorted_by(|a, b| a.end() <= b.start));
+            prop_assert!(plan.memory.mmio64.start >= ram[ram.len() - 1].end());
+            prop_assert!(plan.memory.mmio64.end() <= 1 << plan.cpus.phys_bits);
+            prop_assert!(plan.cpus.phys_bits <= host.phys_bits);
+        }
+    }
 }

@@ -261,13 +261,21 @@ proptest! {
         start in prop_oneof![any::<u64>(), RAM_START..RAM_START + 16 * MIB],
         size in prop_oneof![any::<u64>(), 0..16 * MIB],
         pe_offset in any::<u32>(),
+        initramfs in prop_oneof![9 => 0u64..0x2000, 1 => 0..16 * MIB],
     ) {
         let mut bytes = image(text_offset, image_size, 0xa, 4096);
         bytes[60..64].copy_from_slice(&pe_offset.to_le_bytes());
         let area = GpaRange { start, size };
-        if let Ok(kernel) = load_kernel(&memory(), &mut file(&bytes), area) {
+        let memory = memory();
+        if let Ok(kernel) = load_kernel(&memory, &mut file(&bytes), area) {
             prop_assert!(kernel.range.start >= area.start && kernel.range.end() <= area.end());
             prop_assert_eq!(kernel.entry.wrapping_sub(text_offset) % (2 * MIB), 0);
+            let mut file = tempfile::tempfile().unwrap();
+            file.set_len(initramfs).unwrap();
+            if let Ok(range) = load_initramfs(&memory, &mut file, area, kernel.range) {
+                prop_assert!(range.start >= kernel.range.end() && range.end() <= area.end());
+                prop_assert_eq!(range.size, initramfs);
+            }
         }
     }
 

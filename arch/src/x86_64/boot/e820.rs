@@ -163,7 +163,8 @@ mod tests {
             low in MIB..3 * GIB, high in 0..8 * GIB, below_top in 0..MIB
         ) {
             let ram = [(0, low), (4 * GIB, high)];
-            let acpi = (low - below_top.min(low - MIB), below_top / 2);
+            let below_top = below_top.min(low - MIB);
+            let acpi = (low - below_top, below_top / 2);
             let entries = e820(&ram, (acpi.1 > 0).then_some(acpi));
             for pair in entries.windows(2) {
                 prop_assert!(pair[0].start + pair[0].size <= pair[1].start);

@@ -94,6 +94,8 @@ fn place(size: u64, kernel_end: u64, top: u64) -> Result<u64, InitramfsError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -117,5 +119,24 @@ mod tests {
             Err(InitramfsError::NoRoom { .. })
         ));
         assert!(matches!(place(0, 0, 0x4000), Err(InitramfsError::Empty)));
+    }
+
+    proptest! {
+        #[test]
+        fn lies_within_its_room_or_nowhere(
+            size in prop_oneof![any::<u64>(), 0u64..1 << 33],
+            kernel_end in 0u64..=1 << 32,
+            top in 0u64..=1 << 32,
+        ) {
+            match place(size, kernel_end, top) {
+                Ok(start) => {
+                    prop_assert_eq!(start % PAGE, 0);
+                    prop_assert!(start >= kernel_end && start + size <= top);
+                    prop_assert!(top - (start + size) < PAGE, "not as high as possible");
+                }
+                Err(InitramfsError::NoRoom { room, .. }) => prop_assert!(size > room || top % PAGE != 0),
+                Err(_) => prop_assert_eq!(size, 0),
+            }
+        }
     }
 }

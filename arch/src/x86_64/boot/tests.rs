@@ -5,6 +5,9 @@ mod elf;
 
 use std::error::Error;
 use std::io::Write;
+use std::ops::Range;
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -141,4 +144,91 @@ fn directories_are_refused() {
     };
     let error = load_kernel(&guest(16 * MIB), payload, &BOOT).unwrap_err();
     assert_eq!(message(&error), "cannot read the kernel: is a directory");
+}
+
+/// What to write over a file, and where within it: any byte, or a number at the edge of something.
+fn damage(within: Range<usize>) -> impl Strategy<Value = Vec<(usize, Vec<u8>)>> {
+    const EDGES: [u64; 10] = [
+        0,
+        1,
+        0xfff,
+        0x10_0000,
+        0xf0_0000,
+        0x7fff_ffff,
+        0xffff_ffff,
+        1 << 63,
+        u64::MAX - 0xfff,
+        u64::MAX,
+    ];
+    let number = (prop::sample::select(&EDGES[..]), 1usize..=8)
+        .prop_map(|(number, size)| number.to_le_bytes()[..size].to_vec());
+    let bytes = prop_oneof![any::<u8>().prop_map(|byte| vec![byte]), number];
+    prop::collection::vec((within, bytes), 0..12)
+}
+
+/// `file` with `damage` done to it, cut to `length`.
+fn damaged(mut file: Vec<u8>, damage: &[(usize, Vec<u8>)], length: usize) -> Vec<u8> {
+    for (at, bytes) in damage {
+        for (old, new) in file.iter_mut().skip(*at).zip(bytes) {
+            *old = *new;
+        }
+    }
+    file.truncate(length);
+    file
+}
+
+prop_compose! {
+    /// Size of an initramfs and a command line, within what may matter.
+    fn company()(
+        initramfs in prop::option::of(prop_oneof![9 => 0u64..0x2000, 1 => 0u64..0x100_0000]),
+        cmdline in prop::collection::vec(any::<u8>(), 0..64),
+        repeat in 1usize..64,
+    ) -> (Option<u64>, Vec<u8>) {
+        (initramfs, cmdline.repeat(repeat))
+    }
+}
+
+/// Loading comes to an end, and if it succeeds the entry lies where kernels do.
+fn assert_harmless(
+    kernel: &[u8],
+    (initramfs, cmdline): &(Option<u64>, Vec<u8>),
+) -> Result<(), TestCaseError> {
+    let kernel = file(kernel);
+    let initramfs = initramfs.map(|size| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file
+    });
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
+    let payload = Payload {
+        kernel: &kernel,
+        initramfs: initramfs.as_ref(),
+        cmdline,
+    };
+    if let Ok(entry) = load_kernel(&memory, payload, &BOOT) {
+        prop_assert!((0x10_0000..0xf0_0000).contains(&entry.rip));
+    }
+    Ok(())
+}
+
+proptest! {
+    /// No file that begins as something known brings the loaders down.
+    #[test]
+    fn any_bytes_are_loaded_or_refused(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..0x800),
+        (at, magic) in prop::sample::select(vec![
+            (0, &b"\x7fELF\x02\x01\x01"[..]),
+            (0x202, b"HdrS"),
+            (56, b"ARM\x64"),
+            (0, b"MZ\0\0zimg"),
+            (0, b"\x1f\x8b"),
+            (0, b""),
+        ]),
+        company in company(),
+    ) {
+        for (old, new) in bytes.iter_mut().skip(at).zip(magic) {
+            *old = *new;
+        }
+        assert_harmless(&bytes, &company)?;
+    }
 }

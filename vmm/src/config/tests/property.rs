@@ -1,6 +1,8 @@
 //! Whatever a configuration holds, it comes through both front ends unchanged.
 
+use arch::Isa;
 use proptest::prelude::*;
+use serde_json::Value;
 
 use super::*;
 
@@ -145,6 +147,45 @@ prop_compose! {
     }
 }
 
+/// Any JSON of a few values; some of them have names and words that mean something.
+fn any_json() -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(vec!["size", "boot_vcpus", "mode", "Tty", "numa", "x", ""]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+        name.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, move |inner| {
+        let member = (name.clone().prop_map(String::from), inner.clone());
+        prop_oneof![
+            prop::collection::vec(inner, 0..4).prop_map(Value::from),
+            prop::collection::hash_map(member.0, member.1, 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+/// Pointers (RFC 6901) to every value in `body`; no name in a configuration needs escaping.
+fn list_places(body: &Value, at: &mut String, places: &mut Vec<String>) {
+    places.push(at.clone());
+    let members: Vec<(String, &Value)> = match body {
+        Value::Array(values) => (0..).map(|i: usize| i.to_string()).zip(values).collect(),
+        Value::Object(members) => members.iter().map(|(k, v)| (k.clone(), v)).collect(),
+        _ => Vec::new(),
+    };
+    for (name, value) in members {
+        let length = at.len();
+        at.push('/');
+        at.push_str(&name);
+        list_places(value, at, places);
+        at.truncate(length);
+    }
+}
+
 fn switch(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
@@ -154,8 +195,6 @@ fn quoted(text: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
-
     #[test]
     fn a_configuration_survives_json(config in any_vm()) {
         let body = serde_json::to_vec(&config).unwrap();
@@ -264,5 +303,36 @@ proptest! {
     ]) {
         // No body this short names a payload, so none is a configuration.
         prop_assert!(!VmConfig::from_json(&body).unwrap_err().problems().is_empty());
+    }
+
+    /// A body that is nearly right is read and checked to its end, whatever is wrong with it.
+    #[test]
+    fn damaged_bodies_are_read_or_refused(
+        config in any_vm(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..4),
+    ) {
+        let mut body = serde_json::to_value(&config).unwrap();
+        for (place, value) in damage {
+            let mut places = Vec::new();
+            list_places(&body, &mut String::new(), &mut places);
+            let place: &String = place.get(&places);
+            *body.pointer_mut(place).unwrap() = value;
+        }
+        match VmConfig::from_json(body.to_string().as_bytes()) {
+            Ok(config) => {
+                let again = serde_json::to_vec(&config).unwrap();
+                prop_assert_eq!(VmConfig::from_json(&again).unwrap(), config);
+            }
+            Err(errors) => prop_assert!(!errors.problems().is_empty()),
+        }
+    }
+
+    #[test]
+    fn any_configuration_can_be_checked(config in any_vm()) {
+        for isa in [Isa::X86_64, Isa::Aarch64] {
+            if let Err(errors) = config.validate(isa) {
+                prop_assert!(!errors.problems().is_empty());
+            }
+        }
     }
 }
