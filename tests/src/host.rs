@@ -96,6 +96,46 @@ pub struct Mapping {
     pub flags: Vec<String>,
 }
 
+impl Mapping {
+    /// Whether a VMM has guest RAM there. Advice on a part splits a mapping, so RAM is told by what
+    /// all of it has: no core dumps (`dd`).
+    pub fn is_guest_ram(&self) -> bool {
+        self.size >= 1 << 20 && self.flags.iter().any(|flag| flag == "dd")
+    }
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Threads.
+    pub threads: usize,
+    /// Open file descriptors.
+    pub descriptors: usize,
+    /// Bytes of address space that are guest RAM.
+    pub guest_ram: u64,
+    /// Bytes resident that are not guest RAM.
+    pub own_memory: u64,
+}
+
+/// What VMM `pid` uses.
+///
+/// # Errors
+/// If the process is gone.
+pub fn usage(pid: u32) -> Result<Usage> {
+    let count = |what: &str| -> Result<usize> {
+        let path = format!("/proc/{pid}/{what}");
+        let entries = fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok(entries.count())
+    };
+    let (ram, own): (Vec<_>, Vec<_>) = mappings(pid)?.into_iter().partition(Mapping::is_guest_ram);
+    Ok(Usage {
+        threads: count("task")?,
+        descriptors: count("fd")?,
+        guest_ram: ram.iter().map(|mapping| mapping.size).sum(),
+        own_memory: own.iter().map(|mapping| mapping.rss).sum(),
+    })
+}
+
 /// The mappings of process `pid`.
 ///
 /// # Errors
@@ -173,6 +213,34 @@ VmFlags: rd wr
         assert_eq!(mappings[1].name, "");
         assert_eq!(mappings[1].rss, 4096);
         assert_eq!(mappings.len(), 2);
+    }
+
+    #[test]
+    fn guest_ram_is_large_and_not_dumped() {
+        let ram = Mapping {
+            size: 1 << 20,
+            flags: vec!["rd".to_owned(), "dd".to_owned()],
+            ..Mapping::default()
+        };
+        assert!(ram.is_guest_ram());
+        assert!(!Mapping { size: 4096, ..ram }.is_guest_ram());
+        let heap = Mapping {
+            size: 1 << 20,
+            ..Mapping::default()
+        };
+        assert!(!heap.is_guest_ram());
+    }
+
+    #[test]
+    fn counts_what_this_process_uses() {
+        let pid = std::process::id();
+        let before = usage(pid).unwrap();
+        let files = [(); 8].map(|()| fs::File::open("/proc/self/stat").unwrap());
+        let after = usage(pid).unwrap();
+        // Other tests run meanwhile, and have files of their own.
+        assert!(before.threads > 0 && before.own_memory > 0);
+        assert!(after.descriptors >= files.len());
+        assert_eq!(after.guest_ram, 0);
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Lab {
         self.binaries.join(name)
     }
 
-    /// A file for guests: `vmlinuz`, on x86_64 also `vmlinux`, and `busybox`.
+    /// A file for guests: `vmlinuz`, on x86_64 also `vmlinux`, `busybox`, and in `kernels` further
+    /// kernels if they were fetched.
     pub fn asset(&self, name: &str) -> PathBuf {
         self.assets.join(name)
     }

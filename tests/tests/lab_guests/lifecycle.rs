@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tests::Vmm;
 
 /// Does what it is told on the console.
-const OBEY: &str = "echo ready
+pub(crate) const OBEY: &str = "echo ready
     read order </dev/console
     case $order in
         reboot) reboot -f; sleep 1000 ;;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cpus;
 mod lifecycle;
+mod matrix;
 mod memory;
 mod numa;
 mod power_button;

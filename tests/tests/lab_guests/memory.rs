@@ -11,11 +11,9 @@ fn ram_of_guest(options: &str) -> Result<(Vec<Mapping>, RunningVmm)> {
         .args(["--memory", &format!("size=256M{options}")])
         .spawn()?;
     vmm.wait_for_line("Linux version")?;
-    // Advice on a part splits a mapping, so RAM is what has its flags: no core dumps.
     let ram: Vec<Mapping> = mappings(vmm.pid())?
         .into_iter()
-        .filter(|mapping| mapping.flags.iter().any(|flag| flag == "dd"))
-        .filter(|mapping| mapping.size >= 1 << 20)
+        .filter(Mapping::is_guest_ram)
         .collect();
     let total: u64 = ram.iter().map(|mapping| mapping.size).sum();
     assert_eq!(total, SIZE, "{ram:?}");

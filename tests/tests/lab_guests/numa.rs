@@ -118,7 +118,7 @@ fn check(options: Options) -> Result<()> {
     assert_numbers(planned, &nodes)?;
     let distances = numa["distances"].as_array().context("no distances")?;
     assert_distances(planned, distances, &nodes)?;
-    crate::report::assert_no_complaint(&report)
+    crate::report::assert_no_complaints(&report)
 }
 
 fn number(value: &Value) -> Result<u64> {
