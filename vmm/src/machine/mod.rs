@@ -142,10 +142,10 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         consoles.take();
         affinity::check(&config.cpus)?;
-        let ram = GuestRam::map(&plan.memory.ram, &config.memory)?;
+        let ram = GuestRam::map(&plan.memory, &config.memory)?;
         // Tables are small and scattered, kernels are large: huge pages are for these.
         write_tables(&ram, plan)?;
-        ram.populate(&config.memory)?;
+        ram.populate()?;
         let entry = isa::boot::load(ram.memory(), plan, payload)?;
         let vm = isa::create_vm(host, plan)?;
         ram.attach(&vm)?;
