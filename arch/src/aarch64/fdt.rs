@@ -6,6 +6,7 @@
 
 mod cpus;
 mod machine;
+mod memory;
 
 use thiserror::Error;
 use vm_fdt::FdtWriter;
@@ -15,6 +16,7 @@ use super::layout;
 use crate::GpaRange;
 
 pub use machine::{Gic, MachineTree, Peripheral, machine_tree};
+pub use memory::{Distance, Ram};
 
 /// Longest kernel command line that Linux does not cut, in bytes: COMMAND_LINE_SIZE less its NUL.
 pub const MAX_BOOTARGS: usize = 2047;
@@ -55,6 +57,8 @@ pub struct Cpu {
     pub core: u32,
     /// Thread within the core.
     pub thread: u32,
+    /// NUMA node that it is in.
+    pub numa_node: Option<u32>,
 }
 
 /// Why a device tree was not built.

@@ -1,12 +1,13 @@
 //! `/cpus` and the topology below it.
 //!
-//! Bindings: arm/cpus.yaml and cpu/cpu-topology.txt.
+//! Bindings: arm/cpus.yaml, cpu/cpu-topology.txt and numa.txt.
 
 use std::collections::BTreeMap;
 
 use vm_fdt::{Error, FdtWriter};
 
 use super::Cpu;
+use super::memory::write_numa_node;
 
 /// Threads by thread number, cores by core number and so on; values are phandles.
 type Threads = BTreeMap<u32, u32>;
@@ -25,6 +26,7 @@ pub(super) fn write(fdt: &mut FdtWriter, cpus: &[Cpu], first_phandle: u32) -> Re
         fdt.property_string("compatible", "arm,armv8")?;
         fdt.property_u64("reg", cpu.mpidr)?;
         fdt.property_string("enable-method", "psci")?;
+        write_numa_node(fdt, cpu.numa_node)?;
         fdt.property_phandle(phandle)?;
         fdt.end_node(node)?;
     }

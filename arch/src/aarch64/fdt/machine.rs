@@ -5,7 +5,7 @@
 
 use vm_fdt::{Error, FdtWriter};
 
-use super::{Chosen, Cpu, FdtError, cpus, finish, write_chosen};
+use super::{Chosen, Cpu, Distance, FdtError, Ram, cpus, finish, memory, write_chosen};
 use crate::GpaRange;
 use crate::aarch64::layout::{
     INTID_MAINTENANCE, INTID_PMU, INTID_TIMER_HYPERVISOR, INTID_TIMER_PHYSICAL, INTID_TIMER_SECURE,
@@ -34,7 +34,10 @@ pub struct MachineTree<'a> {
     /// Whether the CPUs have performance monitors.
     pub pmu: bool,
     /// RAM.
-    pub ram: &'a [GpaRange],
+    pub ram: &'a [Ram],
+    /// How far NUMA nodes are apart, for every ordered pair of nodes, ascending by `from` and then
+    /// by `to`; empty without NUMA.
+    pub distances: &'a [Distance],
     /// Interrupt controller.
     pub gic: Gic,
     /// PL011 serial port.
@@ -75,6 +78,7 @@ pub fn machine_tree(tree: &MachineTree<'_>) -> Result<Vec<u8>, FdtError> {
         cpus,
         pmu,
         ram,
+        distances,
         gic,
         serial,
         rtc,
@@ -95,7 +99,8 @@ pub fn machine_tree(tree: &MachineTree<'_>) -> Result<Vec<u8>, FdtError> {
     }
     fdt.end_node(node)?;
 
-    write_memory(&mut fdt, ram)?;
+    memory::write(&mut fdt, ram)?;
+    memory::write_distances(&mut fdt, distances)?;
     cpus::write(&mut fdt, cpus, PHANDLE_CPUS)?;
     write_psci(&mut fdt)?;
     write_timer(&mut fdt)?;
@@ -112,18 +117,8 @@ pub fn machine_tree(tree: &MachineTree<'_>) -> Result<Vec<u8>, FdtError> {
     finish(fdt)
 }
 
-fn node_name(kind: &str, registers: GpaRange) -> String {
+pub(super) fn node_name(kind: &str, registers: GpaRange) -> String {
     format!("{kind}@{:x}", registers.start)
-}
-
-fn write_memory(fdt: &mut FdtWriter, ram: &[GpaRange]) -> Result<(), Error> {
-    for range in ram {
-        let node = fdt.begin_node(&node_name("memory", *range))?;
-        fdt.property_string("device_type", "memory")?;
-        fdt.property_array_u64("reg", &[range.start, range.size])?;
-        fdt.end_node(node)?;
-    }
-    Ok(())
 }
 
 fn write_psci(fdt: &mut FdtWriter) -> Result<(), Error> {

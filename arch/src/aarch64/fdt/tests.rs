@@ -159,6 +159,7 @@ fn cpus(packages: u32, dies: u32, cores: u32, threads: u32) -> Vec<Cpu> {
                         die,
                         core,
                         thread,
+                        numa_node: None,
                     });
                 }
             }
@@ -167,14 +168,20 @@ fn cpus(packages: u32, dies: u32, cores: u32, threads: u32) -> Vec<Cpu> {
     cpus
 }
 
-const RAM: [GpaRange; 2] = [
-    GpaRange {
-        start: 0x4000_0000,
-        size: 0x1_4000_0000,
+const RAM: [Ram; 2] = [
+    Ram {
+        range: GpaRange {
+            start: 0x4000_0000,
+            size: 0x1_4000_0000,
+        },
+        numa_node: None,
     },
-    GpaRange {
-        start: 0x2_0000_0000,
-        size: 0x1000_0000,
+    Ram {
+        range: GpaRange {
+            start: 0x2_0000_0000,
+            size: 0x1000_0000,
+        },
+        numa_node: None,
     },
 ];
 
@@ -184,6 +191,7 @@ fn machine(cpus: &[Cpu]) -> MachineTree<'_> {
         cpus,
         pmu: true,
         ram: &RAM,
+        distances: &[],
         gic: Gic {
             distributor: layout::GIC_DISTRIBUTOR,
             redistributors: layout::gic_redistributors(2),
@@ -212,6 +220,52 @@ fn memory_is_one_node_for_each_range() {
     assert_eq!(tree.cells(low, "reg"), [0, 0x4000_0000, 1, 0x4000_0000]);
     let high = "/memory@200000000";
     assert_eq!(tree.cells(high, "reg"), [2, 0, 0, 0x1000_0000]);
+}
+
+#[test]
+fn without_numa_nothing_is_said_of_nodes() {
+    let tree = machine_of(&cpus(1, 1, 2, 1));
+    assert!(!tree.0.contains_key("/distance-map"));
+    let mut paths = tree.paths().into_iter();
+    assert!(paths.all(|path| !tree.has(path, "numa-node-id")));
+}
+
+/// The shape of the example in numa.txt, with nodes 0 and 3.
+#[test]
+fn cpus_and_memory_are_in_their_nodes() {
+    let mut cpus = cpus(1, 1, 2, 1);
+    cpus[0].numa_node = Some(0);
+    cpus[1].numa_node = Some(3);
+    let mut ram = RAM;
+    ram[0].numa_node = Some(3);
+    ram[1].numa_node = Some(0);
+    let distance = |from, to, distance| Distance { from, to, distance };
+    let distances = [
+        distance(0, 0, 10),
+        distance(0, 3, 20),
+        distance(3, 0, 31),
+        distance(3, 3, 10),
+    ];
+    let described = MachineTree {
+        ram: &ram,
+        distances: &distances,
+        ..machine(&cpus)
+    };
+    let tree = Tree::read(&machine_tree(&described).unwrap());
+    for (path, node) in [
+        ("/cpus/cpu@0", 0),
+        ("/cpus/cpu@1", 3),
+        ("/memory@40000000", 3),
+        ("/memory@200000000", 0),
+    ] {
+        assert_eq!(tree.cells(path, "numa-node-id"), [node], "{path}");
+    }
+    let map = "/distance-map";
+    assert_eq!(tree.strings(map, "compatible"), ["numa-distance-map-v1"]);
+    assert_eq!(
+        tree.cells(map, "distance-matrix"),
+        [0, 0, 10, 0, 3, 20, 3, 0, 31, 3, 3, 10]
+    );
 }
 
 #[test]

@@ -5,13 +5,15 @@ use std::io::Read;
 
 use arch::aarch64::boot::{self, InitramfsError, KernelError};
 use arch::aarch64::efi::{self, EfiError, EfiInputs};
-use arch::aarch64::fdt::{self, Chosen, FdtError, Gic, MachineTree, Peripheral, Seeds};
+use arch::aarch64::fdt::{
+    self, Chosen, Distance, FdtError, Gic, MachineTree, Peripheral, Ram, Seeds,
+};
 use arch::aarch64::layout::{AcpiWindow, FDT, INTID_RTC, boot_area};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::machine::payload::{Payload, PayloadFile};
-use crate::plan::{FirmwarePlan, GpaRange, InterruptPlan, Plan, Registers, VENDOR};
+use crate::plan::{FirmwarePlan, GpaRange, InterruptPlan, NodePlan, Plan, Registers, VENDOR};
 
 /// Bytes of the seed for the guest's random number generator.
 const RNG_SEED: usize = 64;
@@ -161,6 +163,7 @@ fn machine_tree(plan: &Plan, chosen: &Chosen<'_>) -> Result<Vec<u8>, BootError> 
             die: cpu.die,
             core: cpu.core,
             thread: cpu.thread,
+            numa_node: node_of(plan, |node| node.cpus.contains(&cpu.index)),
         })
         .collect();
     let serial = plan.devices.serial.map(|serial| {
@@ -173,7 +176,8 @@ fn machine_tree(plan: &Plan, chosen: &Chosen<'_>) -> Result<Vec<u8>, BootError> 
         chosen: *chosen,
         cpus: &cpus,
         pmu: plan.cpus.pmu,
-        ram: &plan.memory.ram,
+        ram: &ram(plan),
+        distances: &distances(plan),
         gic: Gic {
             distributor,
             redistributors,
@@ -186,6 +190,48 @@ fn machine_tree(plan: &Plan, chosen: &Chosen<'_>) -> Result<Vec<u8>, BootError> 
         },
     };
     fdt::machine_tree(&tree).map_err(BootError::Fdt)
+}
+
+/// Id of the NUMA node that `has` something.
+fn node_of(plan: &Plan, has: impl Fn(&NodePlan) -> bool) -> Option<u32> {
+    let mut nodes = plan.numa.iter().flat_map(|numa| &numa.nodes);
+    nodes.find(|node| has(node)).map(|node| node.id)
+}
+
+/// RAM by NUMA nodes, ascending; as it lies where there are none.
+fn ram(plan: &Plan) -> Vec<Ram> {
+    let in_node = |numa_node| {
+        move |range: &GpaRange| Ram {
+            range: *range,
+            numa_node,
+        }
+    };
+    let Some(numa) = &plan.numa else {
+        return plan.memory.ram.iter().map(in_node(None)).collect();
+    };
+    let nodes = numa.nodes.iter();
+    let ram = nodes.flat_map(|node| node.ram.iter().map(in_node(Some(node.id))));
+    let mut ram: Vec<Ram> = ram.collect();
+    ram.sort_by_key(|ram| ram.range.start);
+    ram
+}
+
+/// Distances between all NUMA nodes, in the order of their ids.
+fn distances(plan: &Plan) -> Vec<Distance> {
+    let Some(numa) = &plan.numa else {
+        return Vec::new();
+    };
+    let rows = numa.nodes.iter().zip(&numa.distances);
+    let row = |(from, row): (&NodePlan, &Vec<u8>)| -> Vec<Distance> {
+        let columns = numa.nodes.iter().zip(row);
+        let distance = |(to, distance): (&NodePlan, &u8)| Distance {
+            from: from.id,
+            to: to.id,
+            distance: *distance,
+        };
+        columns.map(distance).collect()
+    };
+    rows.flat_map(row).collect()
 }
 
 fn mmio(registers: Registers) -> Result<GpaRange, BootError> {
