@@ -36,6 +36,18 @@ fn ordinary_machines_are_accepted() {
         &["--memory", "size=1M,mergeable=on,prefault=on,thp=off"],
         &["--memory", "size=4G,hugepages=on,hugepage_size=1G"],
         &["--memory", "size=4096T"],
+        &[
+            "--memory-zone",
+            "id=a,size=1G",
+            "id=b,size=2G,shared=on,host_numa_node=1",
+        ],
+        &[
+            "--memory-zone",
+            "id=a,size=1G",
+            "--numa",
+            "guest_numa_id=0,cpus=[0],memory_zones=[a],distances=[0@10,1023@11]",
+            "guest_numa_id=1023,hmat=[0@1:1:1:1]",
+        ],
         &["--serial", "tty", "--console", "off"],
         &["--serial", "socket=/run/serial"],
         &[
@@ -344,4 +356,103 @@ fn address_bits_default_to_what_the_architecture_is_given() {
     let config = configured(&["--cpus", "max_phys_bits=40"]);
     assert_eq!(config.cpus.phys_bits_limit(Isa::X86_64), Some(40));
     assert_eq!(config.cpus.phys_bits_limit(Isa::Aarch64), Some(40));
+}
+
+const TWO_ZONES: [&str; 3] = ["--memory-zone", "id=a,size=1G", "id=b,size=1G"];
+
+/// Every problem of these nodes and zones.
+fn node_problems(isa: Isa, nodes: &[&str], rest: &[&str]) -> Vec<String> {
+    let numa: &[&str] = if nodes.is_empty() { &[] } else { &["--numa"] };
+    let options: Vec<&str> = [numa, nodes, rest].concat();
+    problems(isa, &options)
+}
+
+#[test]
+fn impossible_nodes_are_refused_all_at_once() {
+    let nodes = [
+        "guest_numa_id=0,cpus=[0,9],memory_zones=[a,c],distances=[0@11,2@10,1@255,7@20]",
+        "guest_numa_id=1,cpus=[0],memory_zones=[a],distances=[0@20,0@30]",
+        "guest_numa_id=1",
+        "guest_numa_id=1024",
+        "guest_numa_id=2,hmat=[1@1:1:1:0,2@1:1:1:1,8@1:1:1:1,1@1:1:1:1]",
+    ];
+    let rest = [&["--cpus", "boot=4"], &TWO_ZONES[..]].concat();
+    assert_eq!(
+        node_problems(Isa::Aarch64, &nodes, &rest),
+        [
+            "--numa guest_numa_id=0,cpus=[9]: there is no vCPU 9; the last is 3",
+            "--numa guest_numa_id=0,memory_zones=[c]: there is no such zone; there are a, b",
+            "--numa guest_numa_id=0,distances=[0@11]: a node is at distance 10 to itself",
+            "--numa guest_numa_id=0,distances=[2@10]: must be 11 to 254",
+            "--numa guest_numa_id=0,distances=[1@255]: must be 11 to 254",
+            "--numa guest_numa_id=0,distances=[7@20]: there is no node 7; declare it with --numa",
+            "--numa guest_numa_id=1,cpus=[0]: vCPU 0 is in node 0 already",
+            "--numa guest_numa_id=1,memory_zones=[a]: the zone is in node 0 already",
+            "--numa guest_numa_id=1,distances=[0@30]: the distance to node 0 is given twice",
+            "--numa guest_numa_id=1: is given twice",
+            "--numa guest_numa_id=1024: must be at most 1023",
+            "--numa guest_numa_id=2,hmat=[1@1:1:1:0]: latencies and bandwidths must be more than 0",
+            "--numa guest_numa_id=2,hmat=[2@1:1:1:1]: node 2 is given no CPUs that could use memory",
+            "--numa guest_numa_id=2,hmat=[8@1:1:1:1]: there is no node 8",
+            "--numa guest_numa_id=2,hmat=[1@1:1:1:1]: node 1 is given twice",
+        ]
+    );
+}
+
+#[test]
+fn impossible_zones_are_refused_all_at_once() {
+    let options = [
+        "--memory",
+        "size=1G,shared=on,hugepages=on,hugepage_size=2M",
+        "--memory-zone",
+        "id=a,size=0",
+        "id=a,size=1G,mergeable=on,shared=on",
+        "id=,size=4097",
+        "id=b,size=1G,file=/x,hugepages=on",
+        "id=c,size=1G,hugepage_size=2M",
+    ];
+    assert_eq!(
+        problems(Isa::X86_64, &options),
+        [
+            "--memory size=1073741824: RAM is given by --memory-zone; say size=0 here",
+            "--memory shared=on: RAM is given by --memory-zone; say it of each zone instead",
+            "--memory hugepages=on: RAM is given by --memory-zone; say it of each zone instead",
+            "--memory hugepage_size=2097152: RAM is given by --memory-zone; say it of each zone instead",
+            "--memory-zone id=a: size=0: must be more than 0",
+            "--memory-zone id=a: mergeable=on: the host merges private memory only; use shared=off",
+            "--memory-zone id=a: another zone has this name",
+            "--memory-zone id=: size=4097: must be a multiple of the 4096 bytes of a page",
+            "--memory-zone id=: a zone needs a name",
+            "--memory-zone id=b: file=/x: hugepages=on is for memory without a file; a file on a \
+             hugetlbfs has its pages anyway",
+            "--memory-zone id=c: hugepage_size=2097152: means nothing without hugepages=on; add it",
+        ]
+    );
+    let total = ["--memory-zone", "id=a,size=4096T", "id=b,size=1G"];
+    assert_eq!(
+        problems(Isa::Aarch64, &total),
+        ["--memory size=4503600701112320: is more than any guest can address (2^52 bytes)"]
+    );
+}
+
+#[test]
+fn what_a_device_tree_cannot_carry_is_refused() {
+    let nodes = [
+        "guest_numa_id=0,cpus=[0],memory_zones=[mem0],hmat=[0@1:1:1:1]",
+        "guest_numa_id=1",
+    ];
+    let rest = ["--platform", "acpi=off"];
+    assert_eq!(
+        node_problems(Isa::Aarch64, &nodes, &rest),
+        [
+            "--numa guest_numa_id=0,hmat=: a device tree cannot carry it; drop --platform acpi=off",
+            "--numa guest_numa_id=1: a device tree cannot carry an empty node; drop --platform acpi=off",
+        ]
+    );
+    let x86: Vec<String> = node_problems(Isa::X86_64, &nodes, &rest);
+    let refusal = "--numa guest_numa_id=0: x86_64 guests learn of NUMA from ACPI alone";
+    assert!(
+        x86.iter().any(|problem| problem.starts_with(refusal)),
+        "{x86:?}"
+    );
 }
