@@ -262,7 +262,12 @@ fn configuration(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Node {
         let mut nodes = Vec::new();
         for text in texts(matches, option, problems) {
             let name = format!("--{option}");
-            nodes.push(option_string::option(&name, text, spelling, problems));
+            let before = problems.len();
+            let node = option_string::option(&name, text, spelling, problems);
+            // What is left of an item that is wrong would only be missed by more problems.
+            if matches!(place, Place::Field(_)) || problems.len() == before {
+                nodes.push(node);
+            }
         }
         put(&mut members, *place, nodes);
     }

@@ -16,13 +16,14 @@ pub const SPELLING: Spelling = Spelling {
     about: "A part of the guest's RAM; may be given several times, with --memory size=0",
     bare: None,
     keys: &[
-        Key::new("id", "id", Value::Typed("<name>"), "name for --numa"),
+        Key::new("id", "id", Value::Typed("<name>"), "name for --numa").or(Fallback::Required),
         Key::new(
             "size",
             "size",
             Value::Size,
             "bytes, or K, M, G or T of them",
-        ),
+        )
+        .or(Fallback::Required),
         Key::new(
             "file",
             "file",

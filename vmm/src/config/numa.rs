@@ -21,7 +21,8 @@ pub const SPELLING: Spelling = Spelling {
             "guest_numa_id",
             Value::Typed("<node>"),
             "its ACPI proximity domain, at most 1023",
-        ),
+        )
+        .or(Fallback::Required),
         Key::new(
             "cpus",
             "cpus",
@@ -125,11 +126,11 @@ impl NumaConfig {
 /// Adds what is wrong with the nodes of a configuration to `problems`.
 pub(super) fn validate(config: &VmConfig, isa: Isa, problems: &mut Vec<Problem>) {
     let mut owners = Owners::default();
-    let nodes: BTreeMap<u32, &NumaConfig> = config
-        .numa
-        .iter()
-        .map(|node| (node.guest_numa_id, node))
-        .collect();
+    // Of two nodes with one id the first counts.
+    let mut nodes: BTreeMap<u32, &NumaConfig> = BTreeMap::new();
+    for node in &config.numa {
+        nodes.entry(node.guest_numa_id).or_insert(node);
+    }
     let zones: BTreeSet<String> = config
         .memory
         .as_zones()

@@ -78,6 +78,7 @@ fn unquote(text: &str) -> String {
 /// Reads one option into the members of its type, by JSON name; what is absent gets its default.
 /// Keys that cannot be used are reported and left out.
 pub fn option(name: &str, text: &str, spelling: &Spelling, problems: &mut Vec<Problem>) -> Node {
+    let before = problems.len();
     let mut reader = OptionReader {
         name,
         spelling,
@@ -91,6 +92,10 @@ pub fn option(name: &str, text: &str, spelling: &Spelling, problems: &mut Vec<Pr
             let problem = Problem::invalid(format_args!("{name} {text}"), error);
             reader.problems.push(problem);
         }
+    }
+    // A key at fault may be the one that is missed.
+    if reader.problems.len() == before {
+        reader.require(text);
     }
     reader.finish()
 }
@@ -215,6 +220,22 @@ impl<'a> OptionReader<'a> {
         }
     }
 
+    /// Reports required keys that are missing from `text`.
+    fn require(&mut self, text: &str) {
+        for key in self.spelling.keys {
+            let given = self
+                .given
+                .iter()
+                .any(|(given, _)| given.option == key.option);
+            if key.default == Fallback::Required && !given {
+                self.invalid(
+                    text,
+                    format_args!("{}={} is missing", key.option, key.value),
+                );
+            }
+        }
+    }
+
     /// Where the value of a key comes from: the text that was given for it, or else its default.
     fn source(&self, key: &Key) -> Option<(String, &'a str)> {
         let given = self
@@ -227,7 +248,7 @@ impl<'a> OptionReader<'a> {
             (None, Fallback::SameAs(other)) => {
                 return self.source(self.spelling.key(other)?);
             }
-            (None, Fallback::None | Fallback::Absent(_)) => return None,
+            (None, Fallback::None | Fallback::Required | Fallback::Absent(_)) => return None,
         };
         Some((self.origin(&format!("{}={text}", key.option)), text))
     }

@@ -64,6 +64,8 @@ pub enum Value {
 pub enum Fallback {
     /// Nothing: the field stays absent.
     None,
+    /// Nothing does: the key must be given.
+    Required,
     /// The same as this value.
     Value(&'static str),
     /// The same as another key of the option.

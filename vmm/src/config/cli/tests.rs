@@ -319,3 +319,45 @@ fn a_value_that_is_not_utf8_is_an_error_and_not_mangled() {
     let error = parse(args.into_iter().chain([path])).unwrap_err();
     assert_eq!(error.to_string(), "--kernel /ker\u{fffd}nel: is not UTF-8");
 }
+
+#[test]
+fn a_required_key_that_is_missing_is_named_with_its_option() {
+    for (args, message) in [
+        (
+            ["--numa", "cpus=[0]"],
+            "--numa cpus=[0]: guest_numa_id=<node> is missing",
+        ),
+        (
+            ["--memory-zone", "id=,size=1G"],
+            "--memory-zone id=: the value is missing: id=<name>",
+        ),
+        (
+            ["--memory-zone", "shared=on"],
+            "--memory-zone shared=on: id=<name> is missing\n\
+             --memory-zone shared=on: size=<size> is missing",
+        ),
+    ] {
+        assert_eq!(run(&args).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn a_plan_is_shown_instead_of_run() {
+    let parse =
+        |args: &[&str]| super::parse(["vmm", "--kernel", "k"].iter().chain(args).map(Into::into));
+    let shown = |args: &[&str]| match parse(args) {
+        Ok(Command::Plan { config: _, options }) => options,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(shown(&["--plan"]), PlanOptions::default());
+    assert_eq!(
+        shown(&["--plan=/x", "--plan-format", "json", "--plan-facts", "f"]),
+        PlanOptions {
+            folder: Some("/x".into()),
+            json: true,
+            facts: Some("f".into()),
+        }
+    );
+    assert!(parse(&["--plan-format", "json"]).is_err());
+    assert!(parse(&["--plan", "--plan-format", "yaml"]).is_err());
+}

@@ -407,7 +407,7 @@ fn impossible_zones_are_refused_all_at_once() {
         "--memory-zone",
         "id=a,size=0",
         "id=a,size=1G,mergeable=on,shared=on",
-        "id=,size=4097",
+        "id=\"\",size=4097",
         "id=b,size=1G,file=/x,hugepages=on",
         "id=c,size=1G,hugepage_size=2M",
     ];
