@@ -1,5 +1,6 @@
 //! What the host says about a process and its memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -84,6 +85,8 @@ pub fn vcpu_affinity(pid: u32) -> Result<Vec<String>> {
 pub struct Mapping {
     /// File or purpose; empty for anonymous memory.
     pub name: String,
+    /// Where it begins in its file, in bytes.
+    pub offset: u64,
     /// Bytes of address space.
     pub size: u64,
     /// Bytes resident; hugetlbfs pages are not counted here.
@@ -153,8 +156,10 @@ fn parse(smaps: &str) -> Result<Vec<Mapping>> {
         let first = words.next().context("an empty line")?;
         let Some(key) = first.strip_suffix(':') else {
             // address range, permissions, offset, device, inode, name
+            let offset = words.nth(1).context("no offset")?;
             mappings.push(Mapping {
-                name: words.skip(4).collect::<Vec<_>>().join(" "),
+                offset: u64::from_str_radix(offset, 16).context("offset")?,
+                name: words.skip(2).collect::<Vec<_>>().join(" "),
                 ..Mapping::default()
             });
             continue;
@@ -176,6 +181,47 @@ fn parse(smaps: &str) -> Result<Vec<Mapping>> {
     Ok(mappings)
 }
 
+/// Where the pages of one mapping of a process are, from /proc/PID/numa_maps (numa(7)).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The memory policy, such as `default` or `bind:0`.
+    pub policy: String,
+    /// Resident bytes by node.
+    pub nodes: BTreeMap<u32, u64>,
+}
+
+/// Where the pages of process `pid` are, mapping by mapping.
+///
+/// # Errors
+/// If the process is gone, the host has no NUMA, or the file is not understood.
+pub fn placements(pid: u32) -> Result<Vec<Placement>> {
+    let path = format!("/proc/{pid}/numa_maps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let lines = text.lines().map(parse_placement);
+    lines
+        .collect::<Result<_>>()
+        .with_context(|| format!("{path} is not understood"))
+}
+
+fn parse_placement(line: &str) -> Result<Placement> {
+    let mut words = line.split_whitespace().skip(1);
+    let policy = words.next().context("no policy")?.to_owned();
+    let mut pages = BTreeMap::new();
+    let mut page_size = 0;
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        if key == "kernelpagesize_kB" {
+            page_size = value.parse::<u64>()? * 1024;
+        } else if let Some(Ok(node)) = key.strip_prefix('N').map(str::parse::<u32>) {
+            pages.insert(node, value.parse::<u64>()?);
+        }
+    }
+    let bytes = |(node, count)| (node, count * page_size);
+    Ok(Placement {
+        policy,
+        nodes: pages.into_iter().map(bytes).collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,7 +229,7 @@ mod tests {
     #[test]
     fn reads_smaps() {
         let text = "\
-7f0000000000-7f0020000000 rw-s 00000000 00:01 1029 /memfd:ram (deleted)
+7f0000000000-7f0020000000 rw-s 0a000000 00:01 1029 /memfd:ram (deleted)
 Size:             524288 kB
 Rss:               10240 kB
 AnonHugePages:         0 kB
@@ -200,6 +246,7 @@ VmFlags: rd wr
             mappings[0],
             Mapping {
                 name: "/memfd:ram (deleted)".to_owned(),
+                offset: 160 << 20,
                 size: 512 << 20,
                 rss: 10 << 20,
                 hugetlb: 6 << 20,
@@ -241,6 +288,19 @@ VmFlags: rd wr
         assert!(before.threads > 0 && before.own_memory > 0);
         assert!(after.descriptors >= files.len());
         assert_eq!(after.guest_ram, 0);
+    }
+
+    #[test]
+    fn reads_numa_maps() {
+        let line = "7f00 bind:0-1 file=/dev/Name anon=3 N0=1 dirty=3 N10=2 kernelpagesize_kB=2048";
+        let expected = Placement {
+            policy: "bind:0-1".to_owned(),
+            nodes: BTreeMap::from([(0, 2 << 20), (10, 4 << 20)]),
+        };
+        assert_eq!(parse_placement(line).unwrap(), expected);
+        let untouched = parse_placement("7f00 default").unwrap();
+        assert_eq!(untouched.policy, "default");
+        assert!(untouched.nodes.is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tests::{Lab, Vmm};
 
 /// Runs the VMM and expects it to refuse with all of `words` on standard error, within two
 /// seconds of hardware time and without a word on standard output.
-fn refused(vmm: Vmm, words: &[&str]) -> Result<()> {
+pub(crate) fn refused(vmm: Vmm, words: &[&str]) -> Result<()> {
     let outcome = vmm.run()?;
     ensure!(
         matches!(outcome.code(), Some(1 | 2)),
@@ -30,7 +30,7 @@ fn refused(vmm: Vmm, words: &[&str]) -> Result<()> {
 }
 
 /// A VMM with a kernel that boots, and `arguments`.
-fn with(arguments: &[&str]) -> Result<Vmm> {
+pub(crate) fn with(arguments: &[&str]) -> Result<Vmm> {
     let kernel = Lab::get()?.kernel();
     let serial = ["--serial", "tty"];
     let serial = serial.iter().filter(|_| !arguments.contains(&"--serial"));

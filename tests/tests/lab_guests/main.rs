@@ -9,6 +9,7 @@ mod numa;
 mod power_button;
 mod report;
 mod serial;
+mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};
 
