@@ -343,9 +343,8 @@ fn a_required_key_that_is_missing_is_named_with_its_option() {
 
 #[test]
 fn a_plan_is_shown_instead_of_run() {
-    let parse =
-        |args: &[&str]| super::parse(["vmm", "--kernel", "k"].iter().chain(args).map(Into::into));
-    let shown = |args: &[&str]| match parse(args) {
+    let read = |args: &[&str]| parse(["vmm", "--kernel", "k"].iter().chain(args).map(Into::into));
+    let shown = |args: &[&str]| match read(args) {
         Ok(Command::Plan { config: _, options }) => options,
         other => panic!("{other:?}"),
     };
@@ -358,6 +357,6 @@ fn a_plan_is_shown_instead_of_run() {
             facts: Some("f".into()),
         }
     );
-    assert!(parse(&["--plan-format", "json"]).is_err());
-    assert!(parse(&["--plan", "--plan-format", "yaml"]).is_err());
+    assert!(read(&["--plan-format", "json"]).is_err());
+    assert!(read(&["--plan", "--plan-format", "yaml"]).is_err());
 }
