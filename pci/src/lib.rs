@@ -1,9 +1,19 @@
-//! What a device function needs of the machine it sits in, as small traits.
+//! PCI: what a device function needs of the machine it sits in, as small traits, and what it is.
 //!
 //! The traits live below every device so that devices can be written and tested without KVM;
-//! the VMM implements them. PCI configuration space, BARs and segments join them in this crate.
+//! the VMM implements them. Beside them is what all functions have in common: addresses, configuration
+//! space, BARs, capabilities, and the segments that functions sit on.
 #![forbid(unsafe_code)]
 
+mod address;
+pub mod config_space;
+mod function;
+mod host_bridge;
 mod machine;
+mod segment;
 
+pub use address::{Bdf, DEVICES};
+pub use function::Function;
+pub use host_bridge::HostBridge;
 pub use machine::{AcpiNode, AcpiScope, InterruptLine, MsiMessage};
+pub use segment::{ECAM_SIZE, Segment, SlotError};
