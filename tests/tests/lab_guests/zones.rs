@@ -293,6 +293,9 @@ fn zones_that_the_host_cannot_give() -> Result<()> {
     let mounted = Mounted::new("tmpfs")?;
     let path = mounted.path().join("ram");
     File::create(&path)?;
+    mount(&["-o", "remount,size=16M"], mounted.path())?;
+    let full = format!("file={},shared=on,prefault=on", path.display());
+    refused(zone(&full)?, &[option, "prefault=on", "Bad address"])?;
     mount(&["-o", "remount,ro"], mounted.path())?;
     for path in [&path, mounted.path()] {
         let file = format!("file={}", path.display());
