@@ -2,12 +2,13 @@
 # shellcheck shell=bash disable=SC2034
 
 # Goes up whenever scripts/lab/fetch would make something else: a new number is a new folder.
-LAB_RECIPE=2
+LAB_RECIPE=3
 # Debian release that the tools, the kernels and busybox come from.
 LAB_SUITE=trixie
 
 LAB_CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/vmm-lab/$LAB_RECIPE"
-# QEMU and the ACPI tools with every library they need, and wrappers for them in bin/.
+# QEMU and the ACPI tools with every library they need, and wrappers for them in bin/; the kernels'
+# headers in usr/src/.
 LAB_TOOLS="$LAB_CACHE/tools"
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }

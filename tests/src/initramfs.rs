@@ -26,6 +26,7 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
 /// that [`Report`](crate::Report) finds it again.
 pub struct Initramfs {
     script: String,
+    modules: Vec<String>,
 }
 
 impl Initramfs {
@@ -33,7 +34,14 @@ impl Initramfs {
     pub fn new(script: &str) -> Self {
         Self {
             script: format!("{script}\n"),
+            modules: Vec::new(),
         }
+    }
+
+    /// Adds a kernel module of `tests/modules`, which the script finds as `/lib/<name>.ko`.
+    pub fn module(mut self, name: &str) -> Self {
+        self.modules.push(name.to_owned());
+        self
     }
 
     /// One that reports everything the guest can see: CPUs, topology, memory, SMBIOS, ACPI tables
@@ -52,18 +60,23 @@ impl Initramfs {
     /// # Errors
     /// Outside the lab, and if a file cannot be read or written.
     pub fn write_to(&self, path: &Path) -> Result<()> {
-        let busybox = Lab::get()?.asset("busybox");
-        let busybox = std::fs::read(&busybox)
-            .with_context(|| format!("cannot read {}", busybox.display()))?;
+        let lab = Lab::get()?;
         let mut archive = Archive::default();
         for folder in ["/bin", "/dev", "/lib", "/proc", "/sys", "/tmp"] {
             archive.folder(folder);
         }
-        archive.file("/bin/busybox", 0o755, &busybox);
+        archive.file("/bin/busybox", 0o755, &read(&lab.asset("busybox"))?);
         archive.link("/bin/sh", "busybox");
         archive.file("/init", 0o755, INIT.as_bytes());
         archive.file("/test.sh", 0o644, self.script.as_bytes());
+        for name in &self.modules {
+            archive.file(&format!("/lib/{name}.ko"), 0o644, &read(&lab.module(name))?);
+        }
         std::fs::write(path, archive.finish())
             .with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 pub struct Lab {
     binaries: PathBuf,
     assets: PathBuf,
+    modules: PathBuf,
     results: PathBuf,
     results_shown: PathBuf,
     slowdown: u32,
@@ -28,6 +29,7 @@ impl Lab {
         Ok(Self {
             binaries: var("LAB_BINARIES")?.into(),
             assets: var("LAB_ASSETS")?.into(),
+            modules: var("LAB_MODULES")?.into(),
             results: var("LAB_RESULTS")?.into(),
             results_shown: var("LAB_RESULTS_SHOWN")?.into(),
             slowdown: var("LAB_SLOWDOWN")?
@@ -46,6 +48,11 @@ impl Lab {
     /// kernels if they were fetched.
     pub fn asset(&self, name: &str) -> PathBuf {
         self.assets.join(name)
+    }
+
+    /// A kernel module for guests: one of `tests/modules`, built for their kernel.
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.modules.join(format!("{name}.ko"))
     }
 
     /// The kernel that boots fastest: the uncompressed one.

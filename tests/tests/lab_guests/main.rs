@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cpus;
+mod late_memory;
 mod lifecycle;
 mod matrix;
 mod memory;
