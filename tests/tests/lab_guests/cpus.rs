@@ -1,24 +1,8 @@
 //! What `--cpus` does on the host and in the guest beyond the number of CPUs.
 
 use anyhow::{Result, ensure};
-#[cfg(target_arch = "aarch64")]
-use tests::vcpu_affinity;
 #[cfg(target_arch = "x86_64")]
 use tests::{CMDLINE, Initramfs, Vmm};
-
-/// On x86_64, where an emulated host has one CPU, a probe guest shows this.
-#[test]
-#[cfg(target_arch = "aarch64")]
-fn vcpus_stay_on_the_host_cpus_they_are_given() -> Result<()> {
-    let vmm = crate::early_guest()?
-        .args(["--cpus", "boot=4,affinity=[0@[1],1@[0],2@[0-1]]"])
-        .spawn()?;
-    vmm.wait_for_line("Linux version")?;
-    assert_eq!(vcpu_affinity(vmm.pid())?, ["1", "0", "0-1", "0-1"]);
-    vmm.signal("TERM")?;
-    vmm.wait()?.success()?;
-    Ok(())
-}
 
 #[test]
 fn cpus_beyond_the_boot_ones_are_offline() -> Result<()> {
