@@ -3,6 +3,7 @@
 //! Known vulnerabilities are not looked up: that needs a database from outside.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -80,14 +81,14 @@ fn everything_else_comes_from_one_registry() {
         "{others:?}"
     );
     // Crates without a source are part of this workspace.
-    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let workspace = manifest.parent().expect("the workspace's folder");
     for package in packages
         .iter()
         .filter(|package| package["source"].is_null())
     {
         let path = text(package, "manifest_path");
-        assert!(std::path::Path::new(path).starts_with(workspace), "{path}");
+        assert!(Path::new(path).starts_with(workspace), "{path}");
     }
 }
 
@@ -115,6 +116,31 @@ fn crates_are_there_once() {
         .filter(|name| !several.keys().any(|several| several == *name))
         .collect();
     assert!(gone.is_empty(), "no longer in several versions: {gone:?}");
+}
+
+/// Modules for test guests use functions that the kernel keeps for its own licence; each of their
+/// files says so, and the README, where everything else is under another.
+#[test]
+fn kernel_modules_name_their_licence() {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("modules")];
+    let mut sources = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_none_or(|extension| extension != "md") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                let line = text.lines().next().unwrap_or("");
+                assert!(
+                    line.ends_with("SPDX-License-Identifier: GPL-2.0"),
+                    "{path:?}"
+                );
+                sources += 1;
+            }
+        }
+    }
+    assert!(sources > 0, "no modules");
 }
 
 /// Whether an SPDX licence expression (SPDX specification, annex "SPDX license expressions") can

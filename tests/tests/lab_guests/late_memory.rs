@@ -20,12 +20,16 @@ const FILE_SIZE: u64 = 100 << 20;
 const SCRIPT: &str = r#"
 load() { insmod /lib/late_memory.ko "pxm=$1" "start=$START" "size=$SIZE"; }
 performance() {
-    for name in read_latency write_latency read_bandwidth write_bandwidth; do
-        cat "node$1/access0/initiators/$name"
+    for file in read_latency write_latency read_bandwidth write_bandwidth; do
+        cat "node$1/access0/initiators/$file"
     done
 }
 tiers() { cat /sys/devices/virtual/memory_tiering/memory_tier*/nodelist; }
-counters() { grep -E ' (MemTotal|Shmem):' "node$1/meminfo"; }
+# Each CPU counts by itself until it is told to add it up.
+counters() {
+    cat /proc/sys/vm/stat_refresh
+    grep -E ' (MemTotal|Shmem):' "node$1/meminfo"
+}
 
 mkdir /mnt
 cd /sys/devices/system/node
@@ -52,8 +56,9 @@ for node in 1 2; do
     umount /mnt
     section $node/unload rmmod late_memory
     section $node/removed cat has_memory
-    section $node/ranges cat /proc/iomem
+    section $node/ranges grep 'System RAM' /proc/iomem
 done
+section warnings sh -c "dmesg | grep -A 2 'cut here' || true"
 "#;
 
 static REPORT: SharedReport = SharedReport::new(|| {
@@ -197,5 +202,12 @@ fn memory_leaves_the_node_again() -> Result<()> {
         let ranges = section(report, node, "ranges")?;
         ensure!(!ranges.contains("late_memory"), "{ranges}");
     }
+    Ok(())
+}
+
+/// Warnings of the kernel's own checks, that is, each of which begins with a line to cut at.
+#[test]
+fn the_kernel_warns_of_nothing() -> Result<()> {
+    assert_eq!(REPORT.get()?.text("warnings")?, "");
     Ok(())
 }
