@@ -170,17 +170,30 @@ fn more_huge_pages_than_the_host_has() -> Result<()> {
     )
 }
 
-/// Neither the socket nor the file of a refused machine stays.
+/// Neither the socket nor the file of a refused machine stays, and a file that was there before
+/// keeps what it has; whether the machine is refused early or late.
 #[test]
 fn nothing_is_left_behind() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let socket = folder.path().join("socket");
-    let vmm = Vmm::new()?
-        .args(["--kernel", "/nonexistent/kernel", "--console", "off"])
-        .arg("--serial")
-        .arg(format!("socket={}", socket.display()));
-    refused(vmm, &["/nonexistent/kernel"])?;
-    let left: Vec<_> = fs::read_dir(folder.path())?.collect();
-    ensure!(left.is_empty(), "{left:?}");
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("text"), "not a kernel\n")?;
+    fs::write(path("log"), "from the last guest")?;
+    for kernel in [Path::new("/nonexistent/kernel"), &path("text")] {
+        for serial in ["socket=socket", "file=file", "file=log"] {
+            let (mode, name) = serial.split_once('=').context("no name")?;
+            let vmm = Vmm::new()?
+                .arg("--kernel")
+                .arg(kernel)
+                .args(["--console", "off", "--serial"])
+                .arg(format!("{mode}={}", path(name).display()));
+            refused(vmm, &["--kernel", &kernel.display().to_string()])?;
+        }
+    }
+    let mut left: Vec<_> = fs::read_dir(folder.path())?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<_>>()?;
+    left.sort();
+    ensure!(left == ["log", "text"], "{left:?}");
+    assert_eq!(fs::read_to_string(path("log"))?, "from the last guest");
     Ok(())
 }

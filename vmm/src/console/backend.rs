@@ -1,15 +1,15 @@
 //! The host's end of a console, in the main event loop.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
+use super::file::{self, NewFile};
 use super::input::{Pump, Received};
 use super::output::Output;
 use super::pty::Pty;
@@ -20,7 +20,8 @@ use super::{ConsoleError, Mode, Port, terminal};
 /// The host's end of a console.
 ///
 /// It is a subscriber of the main event loop and lives as long as the process. Dropping it restores
-/// the terminal or removes the socket, after one last attempt to deliver what output is left.
+/// the terminal or removes the socket, after one last attempt to deliver what output is left; a file
+/// that it created goes too if no machine has run.
 pub struct Backend {
     port: Port,
     host: Host,
@@ -33,6 +34,8 @@ pub struct Backend {
 enum Host {
     /// Output only, written directly.
     Output,
+    /// The same, to a file; what goes again if no machine ever runs.
+    File(Option<NewFile>),
     Stdin(Stdin),
     Pty(Pty),
     Socket(Listener),
@@ -66,15 +69,18 @@ impl Link {
 impl Backend {
     /// Opens a console for output and input.
     ///
-    /// A terminal goes into raw mode at once; a file is truncated; the socket of a process that is
-    /// gone is replaced.
+    /// A terminal goes into raw mode at once; a file is created; the socket of a process that is gone
+    /// is replaced.
     ///
     /// # Errors
     /// [`ConsoleError`], which names the path where there is one.
     pub fn open(mode: &Mode) -> Result<Self, ConsoleError> {
         let (host, output, link) = match mode {
             Mode::Null => (Host::Output, Output::Discard, None),
-            Mode::File(path) => (Host::Output, Output::direct(create(path)?), None),
+            Mode::File(path) => {
+                let (file, new) = file::open(path)?;
+                (Host::File(new), Output::direct_to_stale(file), None)
+            }
             Mode::Tty => {
                 let output = Output::direct(terminal::duplicate(io::stdout())?);
                 let stdin = Stdin::open()?;
@@ -334,6 +340,11 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.port.shared.output.flush();
         self.port.shared.output.close();
+        if let Host::File(new) = &mut self.host
+            && !self.port.shared.output.is_stale()
+        {
+            new.take().into_iter().for_each(NewFile::keep);
+        }
     }
 }
 
@@ -344,20 +355,6 @@ impl super::InputSink for Discard {
     fn accept(&self, bytes: &[u8]) -> usize {
         bytes.len()
     }
-}
-
-fn create(path: &Path) -> Result<File, ConsoleError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        // Output survives that somebody else truncates or writes the file as well.
-        .custom_flags(libc::O_APPEND)
-        .open(path)
-        .map_err(|source| ConsoleError::File {
-            path: path.to_owned(),
-            source,
-        })
 }
 
 fn report(error: ConsoleError) {

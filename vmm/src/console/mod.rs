@@ -11,7 +11,7 @@
 //! | null   | discarded                                     | none                      |
 //! | tty    | standard output, the vCPU waits for it        | standard input            |
 //! | pty    | never waits; the newest [`BACKLOG`] bytes kept | from whoever opens it    |
-//! | file   | truncated at start, the vCPU waits for it     | none                      |
+//! | file   | emptied at start, the vCPU waits for it       | none                      |
 //! | socket | never waits; the newest [`BACKLOG`] bytes kept | from the newest client   |
 //!
 //! Output that a pseudo-terminal's reader or a socket's client does not take, or that is written
@@ -19,6 +19,7 @@
 //! oldest are dropped.
 
 mod backend;
+mod file;
 mod input;
 mod output;
 mod pty;
@@ -51,7 +52,7 @@ pub enum Mode {
     Tty,
     /// A new pseudo-terminal.
     Pty,
-    /// A file that is created or truncated; no input.
+    /// A file that is created, or emptied once a machine runs; no input.
     File(PathBuf),
     /// A Unix stream socket that is listened on.
     Socket(PathBuf),
@@ -173,9 +174,12 @@ impl Port {
         self.shared.output.hang_up();
     }
 
-    /// Undoes [`Port::hang_up`], for the machine of the next boot.
+    /// A machine is about to run: empties the file, if the output goes to one and this is the first
+    /// time, and undoes [`Port::hang_up`].
     pub fn pick_up(&self) {
-        self.shared.output.pick_up();
+        if let Err(error) = self.shared.output.pick_up() {
+            log::warn!("the console's file keeps what was in it: {error}");
+        }
     }
 
     fn sink(&self) -> Option<Arc<dyn InputSink>> {

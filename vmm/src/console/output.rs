@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::{BACKLOG, lock};
+use super::{BACKLOG, file, lock};
 
 /// Pause before a write is tried again on a standard output that someone who shares it has made
 /// non-blocking and that is full.
@@ -29,6 +29,16 @@ impl Output {
         Self::Direct(Direct {
             file,
             closed: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+        })
+    }
+
+    /// As [`Output::direct`], to a file whose contents go when a machine is about to run.
+    pub(super) fn direct_to_stale(file: File) -> Self {
+        Self::Direct(Direct {
+            file,
+            closed: AtomicBool::new(false),
+            stale: AtomicBool::new(true),
         })
     }
 
@@ -57,11 +67,20 @@ impl Output {
         }
     }
 
-    /// Makes writers wait again, after [`Output::hang_up`].
-    pub(super) fn pick_up(&self) {
+    /// Makes writers wait again, after [`Output::hang_up`], and empties a stale file.
+    pub(super) fn pick_up(&self) -> io::Result<()> {
         if let Self::Direct(direct) = self {
             direct.closed.store(false, Ordering::Relaxed);
+            if direct.stale.swap(false, Ordering::Relaxed) {
+                file::truncate(&direct.file)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Whether no machine has run that could have written anything.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self, Self::Direct(direct) if direct.stale.load(Ordering::Relaxed))
     }
 
     /// Drops all output from now on, the backlog included.
@@ -99,6 +118,8 @@ impl Output {
 pub(super) struct Direct {
     file: File,
     closed: AtomicBool,
+    /// Whether the file still has what was in it before.
+    stale: AtomicBool,
 }
 
 impl Direct {

@@ -1,13 +1,14 @@
 //! A Unix stream socket as a console.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use super::ConsoleError;
+use super::file::identity;
 
 /// A listening socket whose file goes with it.
 pub(super) struct Listener {
@@ -62,10 +63,6 @@ impl Drop for Listener {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 /// Removes the socket file at `path` if no process listens there.

@@ -419,18 +419,44 @@ fn errors_name_the_path() {
     }
 }
 
+/// Whoever mistypes another option does not lose what the last guest printed.
 #[test]
-fn file_is_truncated_and_then_appended_to() {
+fn file_stays_as_it_was_if_no_machine_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let open = || Backend::open(&Mode::File(path.clone())).unwrap();
+    let backend = open();
+    assert!(path.exists());
+    drop(backend);
+    assert!(!path.exists());
+    let backend = open();
+    let other = dir.path().join("other");
+    fs::write(&other, "somebody else's").unwrap();
+    fs::rename(&other, &path).unwrap();
+    drop(backend);
+    drop(open());
+    assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+    // A machine that prints nothing has run all the same.
+    fs::remove_file(&path).unwrap();
+    open().port().pick_up();
+    assert_eq!(fs::read(&path).unwrap(), b"");
+}
+
+#[test]
+fn file_is_emptied_for_the_first_machine_and_then_appended_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     fs::write(&path, "from the last time").unwrap();
     let mut port = Backend::open(&Mode::File(path.clone())).unwrap().port();
     // Dropping the backend hangs the port up.
     port.write_all(b"lost").unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"");
+    assert_eq!(fs::read(&path).unwrap(), b"from the last time");
 
     let backend = Backend::open(&Mode::File(path.clone())).unwrap();
+    backend.port().pick_up();
     backend.port().write_all(b"one ").unwrap();
+    backend.port().hang_up();
+    backend.port().pick_up();
     let mut log = OpenOptions::new().append(true).open(&path).unwrap();
     log.write_all(b"two ").unwrap();
     backend.port().write_all(b"three").unwrap();

@@ -36,7 +36,7 @@ impl Consoles {
         self.ports().for_each(Port::hang_up);
     }
 
-    /// Makes output wait for its reader again, for a new machine.
+    /// Makes output wait for its reader again, or empties its file, for a new machine.
     pub fn take(&self) {
         self.ports().for_each(Port::pick_up);
     }

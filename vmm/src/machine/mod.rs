@@ -140,7 +140,6 @@ impl Machine {
         consoles: &Consoles,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
-        consoles.take();
         affinity::check(&config.cpus)?;
         let ram = GuestRam::map(&plan.memory, &config.memory)?;
         // Tables are small and scattered, kernels are large: huge pages are for these.
@@ -170,6 +169,8 @@ impl Machine {
             _vm: vm,
             _ram: ram,
         };
+        // Only now: a machine that cannot be built leaves the file of its console as it was.
+        consoles.take();
         // Where vCPUs beyond the boot ones were created, KVM keeps them without a thread.
         let boot = plan.cpus.boot as usize;
         for (planned, vcpu) in plan.cpus.cpus.iter().zip(vcpus).take(boot) {
