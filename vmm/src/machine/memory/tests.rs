@@ -260,3 +260,73 @@ fn ram_without_zones_is_named_after_memory() {
                     RAM: choose a smaller size";
     assert_eq!(error.to_string(), expected);
 }
+
+/// Flags and resident bytes of what is mapped where `ram` begins (proc_pid_smaps(5)).
+fn mapped(ram: &GuestRam) -> (Vec<String>, u64) {
+    let region = ram.memory().iter().next().unwrap();
+    let start = vm_memory::MemoryRegionAddress(0);
+    let address = region.get_host_address(start).unwrap() as u64;
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let range = |line: &str| -> Option<(u64, u64)> {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some((
+            u64::from_str_radix(start, 16).ok()?,
+            u64::from_str_radix(end, 16).ok()?,
+        ))
+    };
+    let holds = |line: &&str| range(line).is_some_and(|(a, b)| (a..b).contains(&address));
+    let fields: Vec<&str> = smaps.lines().skip_while(|line| !holds(line)).collect();
+    let field = |name: &str| {
+        fields
+            .iter()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap()
+    };
+    let resident: u64 = field("Rss:")
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    let flags = field("VmFlags:")
+        .split_whitespace()
+        .map(String::from)
+        .collect();
+    (flags, resident << 10)
+}
+
+/// Each key by what the host then knows of the mapping; what needs huge pages of the host is for
+/// guests in the lab to show.
+#[test]
+fn options_of_memory_reach_the_host() {
+    let map = |change: fn(&mut MemoryConfig)| {
+        let mut config = MemoryConfig {
+            size: 8 * MIB,
+            ..MemoryConfig::default()
+        };
+        change(&mut config);
+        let ram = GuestRam::map(&plan(&[("mem0", &[range(0, config.size)])]), &config).unwrap();
+        ram.populate().unwrap();
+        mapped(&ram)
+    };
+    let has = |(flags, _): &(Vec<String>, u64), flag: &str| flags.iter().any(|other| other == flag);
+
+    let plain = map(|_| {});
+    assert!(
+        has(&plain, "dd") && !has(&plain, "sh") && !has(&plain, "mg"),
+        "{plain:?}"
+    );
+    // A host without these has no such flags, and refuses or ignores the wish.
+    if Path::new("/sys/kernel/mm/ksm").exists() {
+        assert!(has(&map(|config| config.mergeable = true), "mg"));
+    }
+    if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        assert!(has(&plain, "hg") && !has(&plain, "nh"), "{plain:?}");
+        let small = map(|config| config.thp = false);
+        assert!(has(&small, "nh") && !has(&small, "hg"), "{small:?}");
+    }
+    let shared = map(|config| config.shared = true);
+    assert!(has(&shared, "sh"), "{shared:?}");
+    assert_eq!(shared.1, 0);
+    let prefaulted = map(|config| (config.shared, config.prefault) = (true, true));
+    assert_eq!(prefaulted.1, 8 * MIB);
+}
