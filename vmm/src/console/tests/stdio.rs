@@ -100,14 +100,14 @@ fn end(role: &str, manager: EventManager<Backend>) {
     unreachable!("{role} returned");
 }
 
-/// A session leader with a background job, which it brings to the foreground after a while.
+/// A session leader with a background job, which it brings to the foreground when it is told to.
 fn shell() {
     let mut job = child("return", &[])
         .process_group(0)
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_millis(500));
+    io::stdin().read_line(&mut String::new()).unwrap();
     // SAFETY: takes integers; has no memory effects.
     let result = unsafe { libc::tcsetpgrp(0, i32::try_from(job.id()).unwrap()) };
     assert_eq!(result, 0);
@@ -218,6 +218,7 @@ fn terminal_is_restored_on_faults() {
 fn background_process_leaves_the_terminal_alone_until_brought_forward() {
     let terminal = OnTerminal::spawn("shell", &["setsid", "--ctty", "--wait"]);
     assert!(!terminal.is_raw());
+    (&*terminal.pty.master).write_all(b"\n").unwrap();
     wait_for("raw mode", || terminal.is_raw());
     assert!(terminal.end().success());
 }
