@@ -99,3 +99,45 @@ fn open(option: &'static str, path: &Path) -> Result<PayloadFile, PayloadError> 
         file,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Whatever is wrong with a file, the option that named it and its path are told.
+    #[test]
+    fn files_that_cannot_be_read_are_named_with_their_option() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "content").unwrap();
+        let refused = |kernel: PathBuf, initramfs: PathBuf| {
+            let config = PayloadConfig {
+                kernel: Some(kernel),
+                cmdline: None,
+                initramfs: Some(initramfs),
+            };
+            Payload::open(&config).unwrap_err().to_string()
+        };
+        let there = folder.path().display();
+        assert_eq!(
+            refused(path("missing"), path("file")),
+            format!("--kernel {there}/missing: cannot open it")
+        );
+        assert_eq!(
+            refused(path("file"), path("missing")),
+            format!("--initramfs {there}/missing: cannot open it")
+        );
+        assert_eq!(
+            refused(folder.path().to_owned(), path("file")),
+            format!("--kernel {there}: not a regular file")
+        );
+        assert_eq!(
+            refused(path("file"), "/dev/null".into()),
+            "--initramfs /dev/null: not a regular file"
+        );
+        let nothing = Payload::open(&PayloadConfig::default()).unwrap_err();
+        assert!(matches!(nothing, PayloadError::NoKernel));
+    }
+}
