@@ -194,6 +194,48 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
+#[test]
+fn unknown_members_are_refused_wherever_they_are() {
+    let body = serde_json::json!({
+        "cpus": {
+            "boot_vcpus": 1, "max_vcpus": 1, "topology": { "packages": 1 },
+            "affinity": [{ "vcpu": 0, "host_cpus": [0] }],
+        },
+        "memory": { "size": 0, "zones": [{ "id": "a", "size": 1 << 30 }] },
+        "payload": { "kernel": "kernel" },
+        "serial": { "mode": "Tty" },
+        "console": { "mode": "Off" },
+        "debug_console": { "mode": "Off" },
+        "platform": { "uuid": "a" },
+        "numa": [{
+            "guest_numa_id": 0,
+            "distances": [{ "destination": 1, "distance": 20 }],
+            "hmat": [{
+                "initiator": 1,
+                "access": {
+                    "read_latency": 1, "write_latency": 1,
+                    "read_bandwidth": 1, "write_bandwidth": 1,
+                },
+            }],
+        }],
+    });
+    let read = |body: &Value| VmConfig::from_json(body.to_string().as_bytes());
+    read(&body).unwrap();
+    let mut places = Vec::new();
+    list_places(&body, &mut String::new(), &mut places);
+    let mut objects = 0;
+    for place in places {
+        let mut body = body.clone();
+        if let Some(Value::Object(members)) = body.pointer_mut(&place) {
+            members.insert("surplus".into(), 1.into());
+            let error = read(&body).unwrap_err().to_string();
+            assert!(error.contains("surplus"), "{place}: {error}");
+            objects += 1;
+        }
+    }
+    assert_eq!(objects, 15);
+}
+
 proptest! {
     #[test]
     fn a_configuration_survives_json(config in any_vm()) {
