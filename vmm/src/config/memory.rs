@@ -20,41 +20,11 @@ pub const SPELLING: Spelling = Spelling {
             "bytes, or K, M, G or T of them",
         )
         .or(Fallback::Value("512M")),
-        Key::new(
-            "mergeable",
-            "mergeable",
-            Value::Switch,
-            "let the host merge equal pages (KSM)",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "shared",
-            "shared",
-            Value::Switch,
-            "map it shared, so that other processes can be given it",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "hugepages",
-            "hugepages",
-            Value::Switch,
-            "take it from the host's reserved huge pages",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "hugepage_size",
-            "hugepage_size",
-            Value::Size,
-            "size of those pages",
-        )
-        .or(Fallback::Absent("the host's default")),
-        Key::new(
-            "prefault",
-            "prefault",
-            Value::Switch,
-            "allocate all of it before the guest starts",
-        )
-        .or(Fallback::Value("off")),
+        memory_zone::MERGEABLE,
+        memory_zone::SHARED,
+        memory_zone::HUGEPAGES,
+        memory_zone::HUGEPAGE_SIZE,
+        memory_zone::PREFAULT,
         Key::new(
             "thp",
             "thp",

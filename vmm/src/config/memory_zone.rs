@@ -10,6 +10,43 @@ use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
 use crate::plan::HostMemory;
 
+// How the host provides memory is said in the same words of a zone and of all RAM.
+pub(super) const MERGEABLE: Key = Key::new(
+    "mergeable",
+    "mergeable",
+    Value::Switch,
+    "let the host merge equal pages (KSM)",
+)
+.or(Fallback::Value("off"));
+pub(super) const SHARED: Key = Key::new(
+    "shared",
+    "shared",
+    Value::Switch,
+    "map it shared, so that other processes can be given it",
+)
+.or(Fallback::Value("off"));
+pub(super) const HUGEPAGES: Key = Key::new(
+    "hugepages",
+    "hugepages",
+    Value::Switch,
+    "take it from the host's reserved huge pages",
+)
+.or(Fallback::Value("off"));
+pub(super) const HUGEPAGE_SIZE: Key = Key::new(
+    "hugepage_size",
+    "hugepage_size",
+    Value::Size,
+    "size of those pages",
+)
+.or(Fallback::Absent("the host's default"));
+pub(super) const PREFAULT: Key = Key::new(
+    "prefault",
+    "prefault",
+    Value::Switch,
+    "allocate all of it before the guest starts",
+)
+.or(Fallback::Value("off"));
+
 /// How `--memory-zone` is spelled.
 pub const SPELLING: Spelling = Spelling {
     type_name: "MemoryZoneConfig",
@@ -31,34 +68,10 @@ pub const SPELLING: Spelling = Spelling {
             "file to map, or folder (a hugetlbfs, say) for one without a name",
         )
         .or(Fallback::Absent("anonymous memory")),
-        Key::new(
-            "mergeable",
-            "mergeable",
-            Value::Switch,
-            "let the host merge equal pages (KSM)",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "shared",
-            "shared",
-            Value::Switch,
-            "map it shared, so that other processes can be given it",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "hugepages",
-            "hugepages",
-            Value::Switch,
-            "take it from the host's reserved huge pages",
-        )
-        .or(Fallback::Value("off")),
-        Key::new(
-            "hugepage_size",
-            "hugepage_size",
-            Value::Size,
-            "size of those pages",
-        )
-        .or(Fallback::Absent("the host's default")),
+        MERGEABLE,
+        SHARED,
+        HUGEPAGES,
+        HUGEPAGE_SIZE,
         Key::new(
             "host_numa_node",
             "host_numa_node",
@@ -66,13 +79,7 @@ pub const SPELLING: Spelling = Spelling {
             "host node that it is allocated on",
         )
         .or(Fallback::Absent("any")),
-        Key::new(
-            "prefault",
-            "prefault",
-            Value::Switch,
-            "allocate all of it before the guest starts",
-        )
-        .or(Fallback::Value("off")),
+        PREFAULT,
     ],
     not_yet: &[
         NotYet::both("hotplug_size")

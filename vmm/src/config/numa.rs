@@ -116,6 +116,9 @@ pub const MAX_NODE_ID: u32 = 1023;
 const LOCAL_DISTANCE: u32 = 10;
 const DISTANCES: std::ops::RangeInclusive<u32> = 11..=254;
 
+/// The longest latency in nanoseconds: the HMAT counts picoseconds, of which we take 32 bits.
+const MAX_LATENCY: u32 = u32::MAX / 1000;
+
 impl NumaConfig {
     /// Whether neither CPUs nor memory are in it.
     pub fn is_bare(&self) -> bool {
@@ -249,6 +252,11 @@ fn validate_performance(
         let figures = [read_latency, write_latency, read_bandwidth, write_bandwidth];
         if figures.contains(&&0) {
             let reason = "latencies and bandwidths must be more than 0".to_owned();
+            invalid(value.clone(), reason);
+        }
+        let slowest = (*read_latency).max(*write_latency);
+        if slowest > MAX_LATENCY {
+            let reason = format!("latencies are at most {MAX_LATENCY} ns");
             invalid(value.clone(), reason);
         }
         if !given.insert(initiator) {

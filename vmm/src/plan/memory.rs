@@ -18,7 +18,7 @@ pub(super) fn ram(isa: Isa, config: &MemoryConfig, phys_bits: u8) -> Result<Memo
     if size >= limit {
         return Err(PlanError::TooMuchMemory { size, phys_bits });
     }
-    let (banks, mmio32) = match isa {
+    let (mut banks, mmio32) = match isa {
         Isa::X86_64 => {
             let low = GpaRange {
                 start: 0,
@@ -44,7 +44,6 @@ pub(super) fn ram(isa: Isa, config: &MemoryConfig, phys_bits: u8) -> Result<Memo
         }
     };
     let ram = fill(&mut banks.clone(), size);
-    let mut banks = banks;
     let zones = config.as_zones().into_iter().map(|zone| ZonePlan {
         ranges: fill(&mut banks, zone.size),
         id: zone.id,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use acpi_numa::linux::Kernel;
 use arch::Isa;
 
 use super::{CpuPlan, NumaPlan, Plan};
 
-/// Nodes that distributions' arm64 kernels have room for: two to the power of CONFIG_NODES_SHIFT,
-/// which is 4 by default.
-const ARM64_NODES: usize = 16;
+/// Nodes that distributions' arm64 kernels have room for.
+const ARM64_NODES: usize = Kernel::ARM64.max_nodes as usize;
 /// The highest proximity domain of such a kernel: it has a map of 256 (MAX_PXM_DOMAINS in
 /// drivers/acpi/numa/srat.c).
 const ARM64_LAST_DOMAIN: u32 = 255;

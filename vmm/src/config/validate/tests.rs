@@ -400,6 +400,20 @@ fn impossible_nodes_are_refused_all_at_once() {
 }
 
 #[test]
+fn latencies_that_no_table_can_hold_are_refused() {
+    let node =
+        |latency| format!("guest_numa_id=0,cpus=[0],memory_zones=[mem0],hmat=[0@1:{latency}:1:1]");
+    assert_eq!(
+        node_problems(Isa::X86_64, &[&node(4_294_967)], &[]),
+        [""; 0]
+    );
+    assert_eq!(
+        node_problems(Isa::X86_64, &[&node(4_294_968)], &[]),
+        ["--numa guest_numa_id=0,hmat=[0@1:4294968:1:1]: latencies are at most 4294967 ns"]
+    );
+}
+
+#[test]
 fn impossible_zones_are_refused_all_at_once() {
     let options = [
         "--memory",
