@@ -3,17 +3,22 @@
 //! The traits live below every device so that devices can be written and tested without KVM;
 //! the VMM implements them. Beside them is what all functions have in common: addresses, configuration
 //! space, BARs, capabilities, and the segments that functions sit on.
-#![forbid(unsafe_code)]
 
 mod address;
 pub mod config_space;
+pub mod device;
+mod facts;
 mod function;
 mod host_bridge;
 mod machine;
 mod segment;
 
 pub use address::{Bdf, DEVICES};
+pub use facts::{BarFacts, CoherentMemory, DeviceFacts};
 pub use function::Function;
 pub use host_bridge::HostBridge;
-pub use machine::{AcpiNode, AcpiScope, InterruptLine, MsiMessage};
+pub use machine::{
+    AcpiNode, AcpiScope, AddressSpace, DmaArea, DmaTarget, InterruptLine, MappableArea, MsiMessage,
+    MsiSource, MsiVector, PlacedRegion, Region, ResampledLine, Space,
+};
 pub use segment::{ECAM_SIZE, Segment, SlotError};

@@ -5,6 +5,8 @@
 mod bars;
 mod capabilities;
 
+use serde::{Deserialize, Serialize};
+
 pub use bars::{Bar, BarError, BarKind};
 pub use capabilities::CapabilityError;
 
@@ -39,7 +41,7 @@ const COMMAND_MEMORY: u16 = 1 << 1;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 /// What a function is (PCI 3.0, section 6.2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Vendor id.
     pub vendor: u16,

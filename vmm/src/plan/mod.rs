@@ -10,6 +10,7 @@ mod devices;
 mod firmware;
 mod memory;
 mod numa;
+mod pci;
 #[cfg(test)]
 mod tests;
 mod warnings;
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 pub use arch::{CpuTopology, GpaRange, Isa};
 
+pub use self::pci::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
 pub use firmware::VENDOR;
 
 use crate::acpi;
