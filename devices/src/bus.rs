@@ -111,6 +111,15 @@ impl Bus {
         result
     }
 
+    /// Takes away the device whose range begins at `base`, if there is one. An access that is under
+    /// way may still reach it.
+    pub fn remove(&self, base: u64) {
+        self.entries.rcu(|entries| {
+            let others = entries.iter().filter(|entry| entry.base != base);
+            Arc::new(others.cloned().collect::<Vec<_>>())
+        });
+    }
+
     /// Reads `data.len()` bytes at `address`.
     ///
     /// Returns false, with `data` untouched, if no single device has all of these addresses: the

@@ -14,6 +14,7 @@ pub mod debug_console;
 pub mod i8042;
 pub mod ioapic;
 pub mod output;
+pub mod pci_config;
 pub mod rtc;
 pub mod serial;
 

@@ -51,6 +51,21 @@ fn accesses_reach_the_device_with_its_offset() {
 }
 
 #[test]
+fn a_removed_device_leaves_room_for_another() {
+    let bus = Bus::new();
+    let (first, second) = (Tagged::new(1), Tagged::new(2));
+    bus.insert(0x1000, 0x10, first.clone()).unwrap();
+    bus.insert(0x1010, 0x10, first).unwrap();
+    bus.remove(0x1008);
+    assert_eq!(read(&bus, 0x1008, 1), Some(vec![1]));
+    bus.remove(0x1000);
+    assert_eq!(read(&bus, 0x1008, 1), None);
+    assert_eq!(read(&bus, 0x1010, 1), Some(vec![1]));
+    bus.insert(0xff8, 0x18, second).unwrap();
+    assert_eq!(read(&bus, 0x1008, 1), Some(vec![2]));
+}
+
+#[test]
 fn nothing_answers_outside_and_across_the_end() {
     let bus = Bus::new();
     let (first, second) = (Tagged::new(1), Tagged::new(2));

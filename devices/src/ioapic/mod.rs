@@ -88,10 +88,15 @@ impl Default for IoApicState {
     }
 }
 
+/// Called when a guest has ended the interrupt of a pin.
+pub type OnEnd = Arc<dyn Fn() + Send + Sync>;
+
 /// The I/O APIC.
 pub struct IoApic {
     port: Arc<dyn MsiPort>,
     inner: Mutex<Inner>,
+    /// By pin.
+    resampled: Mutex<[Option<OnEnd>; PINS as usize]>,
 }
 
 struct Inner {
@@ -127,7 +132,11 @@ impl IoApic {
             id: state.id & ID_MASK,
             pins,
         });
-        Self { port, inner }
+        Self {
+            port,
+            inner,
+            resampled: Mutex::default(),
+        }
     }
 
     /// The I/O APIC's state.
@@ -155,16 +164,32 @@ impl IoApic {
         Some(Arc::new(Line { ioapic, pin }))
     }
 
+    /// Releases a pin whenever the guest ends its interrupt, and then calls `on_end`, for devices
+    /// that do not say when they are done but assert the pin again if they are not.
+    pub fn resample(&self, pin: u8, on_end: OnEnd) {
+        if let Some(slot) = lock(&self.resampled).get_mut(usize::from(pin)) {
+            *slot = Some(on_end);
+        }
+    }
+
     /// A local APIC has ended the interrupt `vector`: level-triggered pins that sent it may
     /// interrupt again, and those that are still asserted do so at once.
     pub fn end_of_interrupt(&self, vector: u8) {
-        let mut inner = lock(&self.inner);
-        for (number, pin) in (0..).zip(&mut inner.pins) {
-            if pin.entry.level() && pin.entry.vector() == vector {
-                pin.entry.set_remote_irr(false);
-                pin.update(number, &*self.port);
+        let mut ended = Vec::new();
+        {
+            let mut inner = lock(&self.inner);
+            let resampled = lock(&self.resampled);
+            for ((number, pin), on_end) in (0..).zip(&mut inner.pins).zip(&*resampled) {
+                if pin.entry.level() && pin.entry.vector() == vector {
+                    pin.asserted &= on_end.is_none();
+                    pin.entry.set_remote_irr(false);
+                    pin.update(number, &*self.port);
+                    ended.extend(on_end.clone());
+                }
             }
         }
+        // Without the locks: a device may assert its pin at once.
+        ended.iter().for_each(|on_end| on_end());
     }
 
     fn set_level(&self, number: u8, asserted: bool) {

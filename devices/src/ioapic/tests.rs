@@ -234,6 +234,35 @@ fn pins_that_share_a_vector_end_together() {
 }
 
 #[test]
+fn a_resampled_pin_is_released_at_the_end_and_asserted_by_who_is_not_done() {
+    let (ioapic, port) = ioapic();
+    program(&ioapic, 16, LEVEL | 0x61);
+    program(&ioapic, 17, LEVEL | 0x62);
+    let line = ioapic.line(16).unwrap();
+    let ends = Arc::new(Mutex::new(0));
+    // The device needs the interrupt twice.
+    let on_end = {
+        let (line, ends) = (Arc::clone(&line), Arc::clone(&ends));
+        move || {
+            *ends.lock().unwrap() += 1;
+            line.set_level(*ends.lock().unwrap() == 1);
+        }
+    };
+    ioapic.resample(16, Arc::new(on_end));
+    port.calls();
+    line.set_level(true);
+    let sent = Call::Send(message(0xfee0_0000, 0xc061));
+    assert_eq!(port.calls(), [sent]);
+    ioapic.end_of_interrupt(0x62);
+    assert_eq!((*ends.lock().unwrap(), port.calls()), (0, vec![]));
+    ioapic.end_of_interrupt(0x61);
+    assert_eq!((*ends.lock().unwrap(), port.calls()), (1, vec![sent]));
+    ioapic.end_of_interrupt(0x61);
+    assert_eq!((*ends.lock().unwrap(), port.calls()), (2, vec![]));
+    assert_eq!(entry(&ioapic, 16), LEVEL | 0x61);
+}
+
+#[test]
 fn there_are_24_pins() {
     let (ioapic, _) = ioapic();
     assert!(ioapic.line(23).is_some());
