@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
 use super::spelling::{Bare, Fallback, Key, NotYet, Spelling, Value, word};
-use super::validate::path_fault;
+use super::validate::{path_fault, socket_fault};
 
 /// How `--serial` is spelled.
 pub const SERIAL: Spelling = Spelling {
@@ -85,9 +85,6 @@ pub const DEBUG_CONSOLE: Spelling = Spelling {
     ],
     not_yet: &[],
 };
-
-/// The longest path of a Unix socket, in bytes: `sun_path` less its NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Where a console is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,13 +238,14 @@ fn check_paths(
             continue;
         };
         let at = format!("{option} {key}={}", path.display());
+        let fault = match mode {
+            ConsoleMode::Socket => socket_fault(path),
+            _ => path_fault(path),
+        };
         if *user != mode {
             let reason = format!("contradicts the mode {mode}");
             problems.push(Problem::invalid(at, reason));
-        } else if let Some(reason) = path_fault(path) {
-            problems.push(Problem::invalid(at, reason));
-        } else if mode == ConsoleMode::Socket && path.as_os_str().len() > MAX_SOCKET_PATH {
-            let reason = format!("a socket's path has at most {MAX_SOCKET_PATH} bytes");
+        } else if let Some(reason) = fault {
             problems.push(Problem::invalid(at, reason));
         }
     }

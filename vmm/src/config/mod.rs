@@ -8,6 +8,8 @@
 pub mod cli;
 mod console;
 mod cpus;
+mod device;
+mod device_nodes;
 mod error;
 mod help;
 mod json;
@@ -15,10 +17,13 @@ mod memory;
 mod memory_zone;
 mod numa;
 mod option_string;
+mod passthrough;
 mod payload;
+mod pci_segment;
 mod platform;
 mod spelling;
 mod tree;
+mod user_device;
 mod validate;
 
 #[cfg(test)]
@@ -32,12 +37,17 @@ pub use console::{
 pub use cpus::{
     CpuAffinity, CpuTopology, CpusConfig, DEFAULT_X86_PHYS_BITS, MAX_HOST_CPUS, MAX_VCPUS,
 };
+pub use device::DeviceConfig;
+pub use device_nodes::{GenericInitiator, GuestNumaIds, MAX_DEVICE_NODES};
 pub use error::{ConfigErrors, Problem};
 pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
 pub use memory_zone::{BARE_ZONE, MemoryZoneConfig};
 pub use numa::{AccessPerformance, MAX_NODE_ID, NumaConfig, NumaDistance, NumaInitiator};
+pub use passthrough::MAX_PCI_DEVICE_ID;
 pub use payload::PayloadConfig;
-pub use platform::PlatformConfig;
+pub use pci_segment::PciSegmentConfig;
+pub use platform::{MAX_PCI_SEGMENTS, PlatformConfig};
+pub use user_device::UserDeviceConfig;
 
 use spelling::{NotYet, Spelling};
 
@@ -68,6 +78,15 @@ pub struct VmConfig {
     /// NUMA nodes; without any the guest is not told of NUMA.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub numa: Vec<NumaConfig>,
+    /// Devices of the host that the guest is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceConfig>,
+    /// Devices in other processes that the guest is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user_devices: Vec<UserDeviceConfig>,
+    /// PCI segments whose shares of the address space are not the same as those of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_segments: Vec<PciSegmentConfig>,
 }
 
 impl VmConfig {
@@ -106,7 +125,7 @@ enum Place {
 }
 
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 11] = [
     Section {
         option: "cpus",
         place: Place::Field("cpus"),
@@ -126,6 +145,21 @@ const SECTIONS: [Section; 8] = [
         option: "numa",
         place: Place::List("numa"),
         spelling: &numa::SPELLING,
+    },
+    Section {
+        option: "device",
+        place: Place::List("devices"),
+        spelling: &device::SPELLING,
+    },
+    Section {
+        option: "user-device",
+        place: Place::List("user_devices"),
+        spelling: &user_device::SPELLING,
+    },
+    Section {
+        option: "pci-segment",
+        place: Place::List("pci_segments"),
+        spelling: &pci_segment::SPELLING,
     },
     Section {
         option: "serial",
@@ -158,7 +192,6 @@ const VM: Spelling = Spelling {
     not_yet: &[
         NotYet::option("api-socket"),
         NotYet::both("balloon"),
-        NotYet::named("device", "devices"),
         NotYet::named("disk", "disks"),
         NotYet::option("event-monitor"),
         NotYet::both("fs"),
@@ -169,7 +202,6 @@ const VM: Spelling = Spelling {
         NotYet::option("log-format"),
         NotYet::both("net"),
         NotYet::option("no-shutdown"),
-        NotYet::named("pci-segment", "pci_segments"),
         NotYet::both("pmem"),
         NotYet::both("pvpanic").unless_json("false"),
         NotYet::named("rate-limit-group", "rate_limit_groups"),
@@ -178,7 +210,6 @@ const VM: Spelling = Spelling {
         NotYet::both("rtc"),
         NotYet::option("seccomp").unless_text("false"),
         NotYet::both("tpm"),
-        NotYet::named("user-device", "user_devices"),
         NotYet::both("vdpa"),
         NotYet::both("vsock"),
         NotYet::both("watchdog").unless_json("false"),

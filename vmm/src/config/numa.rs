@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VmConfig;
 use super::error::Problem;
-use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
+use super::spelling::{Fallback, Key, Spelling, Value};
 
 /// How `--numa` is spelled.
 pub const SPELLING: Spelling = Spelling {
@@ -51,8 +51,23 @@ pub const SPELLING: Spelling = Spelling {
             "how fast CPUs of other nodes reach its memory; makes an ACPI HMAT",
         )
         .or(Fallback::Absent("not said")),
+        Key::new(
+            "pci_segments",
+            "pci_segments",
+            Value::Typed("[<segments>]"),
+            "PCI segments whose devices are near it",
+        )
+        .or(Fallback::Absent("none")),
+        Key::new(
+            "device_id",
+            "device_id",
+            Value::Typed("<name>"),
+            "passed-through device whose memory it is for; as guest_numa_ids of the device, for one \
+             node",
+        )
+        .or(Fallback::Absent("none")),
     ],
-    not_yet: &[NotYet::both("pci_segments"), NotYet::both("device_id")],
+    not_yet: &[],
 };
 
 /// A NUMA node of the guest.
@@ -73,6 +88,13 @@ pub struct NumaConfig {
     /// How fast CPUs of other nodes reach its memory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hmat: Vec<NumaInitiator>,
+    /// PCI segments whose devices are near it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_segments: Vec<u16>,
+    /// Passed-through device whose memory it is for, by its name; see
+    /// [`VmConfig::device_nodes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
 }
 
 /// How far another node is.
@@ -147,6 +169,8 @@ pub(super) fn validate(config: &VmConfig, isa: Isa, problems: &mut Vec<Problem>)
             distances,
             memory_zones,
             hmat,
+            pci_segments,
+            device_id: _,
         } = node;
         let mut invalid = |value: String, reason: String| {
             let at = format!("--numa guest_numa_id={id}{value}");
@@ -178,6 +202,14 @@ pub(super) fn validate(config: &VmConfig, isa: Isa, problems: &mut Vec<Problem>)
                 invalid(value, format!("the zone is in node {owner} already"));
             }
         }
+        for segment in pci_segments {
+            let value = format!(",pci_segments=[{segment}]");
+            if let Some(reason) = config.platform.segment_fault(*segment) {
+                invalid(value, reason);
+            } else if let Some(owner) = owners.segments.insert(*segment, *id) {
+                invalid(value, format!("the segment is in node {owner} already"));
+            }
+        }
         validate_distances(*id, distances, &nodes, &mut invalid);
         validate_performance(hmat, &nodes, &mut invalid);
     }
@@ -190,6 +222,7 @@ struct Owners<'a> {
     ids: BTreeSet<u32>,
     cpus: BTreeMap<u32, u32>,
     zones: BTreeMap<&'a str, u32>,
+    segments: BTreeMap<u16, u32>,
 }
 
 fn validate_distances(

@@ -8,7 +8,9 @@
 use std::cell::Cell;
 
 use serde::de::value::SeqDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, SeqAccess, Visitor,
+};
 
 use super::error::Problem;
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value, suggestion, word};
@@ -98,6 +100,22 @@ pub fn option(name: &str, text: &str, spelling: &Spelling, problems: &mut Vec<Pr
         reader.require(text);
     }
     reader.finish()
+}
+
+/// Reads one number, as a value that is part of another is written.
+///
+/// # Errors
+/// It is none, or does not fit.
+pub fn number(text: &str) -> Result<u32, Error> {
+    u32::deserialize(Word::new(text))
+}
+
+/// Reads a list of numbers, as a value that may be something else too is written.
+///
+/// # Errors
+/// It is no list, or an item is no number or range, or does not fit.
+pub fn numbers(text: &str) -> Result<Vec<u32>, Error> {
+    Vec::deserialize(Word::new(text))
 }
 
 /// A value on the command line, before it has a type.
@@ -285,6 +303,16 @@ pub struct Word<'a, 'r> {
     size: bool,
     /// In a list: where the numbers that a range stands for beyond its first are left.
     range: Option<&'r Cell<Option<(u64, u64)>>>,
+}
+
+impl<'a> Word<'a, 'static> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            size: false,
+            range: None,
+        }
+    }
 }
 
 impl<'a> Word<'a, '_> {

@@ -1,4 +1,4 @@
-//! `--platform`: how the machine introduces itself to the guest.
+//! `--platform`: the machine as a whole, and how it introduces itself to the guest.
 
 use arch::Isa;
 use serde::{Deserialize, Serialize};
@@ -9,9 +9,23 @@ use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 /// How `--platform` is spelled.
 pub const SPELLING: Spelling = Spelling {
     type_name: "PlatformConfig",
-    about: "How the machine introduces itself: SMBIOS strings, and ACPI or not",
+    about: "The machine as a whole: PCI segments, SMBIOS strings, and ACPI or not",
     bare: None,
     keys: &[
+        Key::new(
+            "num_pci_segments",
+            "num_pci_segments",
+            Value::Typed("<count>"),
+            "PCI segments, at most 96",
+        )
+        .or(Fallback::Value("1")),
+        Key::new(
+            "vfio_p2p_dma",
+            "vfio_p2p_dma",
+            Value::Switch,
+            "let passed-through devices reach each other's memory",
+        )
+        .or(Fallback::Value("on")),
         Key::new(
             "system_manufacturer",
             "system_manufacturer",
@@ -87,16 +101,12 @@ pub const SPELLING: Spelling = Spelling {
         .or(Fallback::Value("on")),
     ],
     not_yet: &[
-        NotYet::both("num_pci_segments"),
         NotYet::both("iommu_segments").unless_text("[]"),
         NotYet::named("iommu_address_width", "iommu_address_width_bits"),
         NotYet::both("iommufd")
             .unless_text("off")
             .unless_json("false"),
         NotYet::option("iommufd_fd"),
-        NotYet::both("vfio_p2p_dma")
-            .unless_text("on")
-            .unless_json("true"),
         NotYet::both("tdx").unless_text("off").unless_json("false"),
         NotYet::both("sev_snp")
             .unless_text("off")
@@ -112,10 +122,20 @@ const MAX_STRING: usize = 4000;
 /// The most OEM strings: their count is one byte (DMTF DSP0134 3.6, section 7.12).
 const MAX_OEM_STRINGS: usize = 255;
 
-/// How the machine introduces itself to the guest: SMBIOS strings, and ACPI or not.
+/// The most PCI segments of a guest.
+pub const MAX_PCI_SEGMENTS: u16 = 96;
+
+/// The machine as a whole: PCI segments, SMBIOS strings, and ACPI or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlatformConfig {
+    /// PCI segments: they are numbered from 0.
+    #[serde(default = "one")]
+    pub num_pci_segments: u16,
+    /// Whether passed-through devices may reach each other's memory, that is, the BARs that are
+    /// mapped into the guest.
+    #[serde(default = "enabled")]
+    pub vfio_p2p_dma: bool,
     /// SMBIOS system manufacturer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_manufacturer: Option<String>,
@@ -158,6 +178,8 @@ pub struct PlatformConfig {
 impl Default for PlatformConfig {
     fn default() -> Self {
         Self {
+            num_pci_segments: 1,
+            vfio_p2p_dma: true,
             system_manufacturer: None,
             system_product_name: None,
             system_version: None,
@@ -178,6 +200,8 @@ impl PlatformConfig {
     /// Adds what is wrong with it to `problems`.
     pub(super) fn validate(&self, isa: Isa, problems: &mut Vec<Problem>) {
         let Self {
+            num_pci_segments,
+            vfio_p2p_dma: _,
             system_manufacturer,
             system_product_name,
             system_version,
@@ -214,6 +238,10 @@ impl PlatformConfig {
             problems.push(Problem::invalid(format_args!("--platform {value}"), reason));
         };
 
+        if !(1..=MAX_PCI_SEGMENTS).contains(num_pci_segments) {
+            let reason = format!("must be 1 to {MAX_PCI_SEGMENTS}");
+            invalid(format!("num_pci_segments={num_pci_segments}"), reason);
+        }
         for (key, text) in &strings {
             if let Some(reason) = string_fault(text) {
                 invalid(format!("{key}={text:?}"), reason);
@@ -253,6 +281,14 @@ impl PlatformConfig {
             let reason = format!("a guest without ACPI is given no SMBIOS; remove {key}");
             invalid("acpi=off".to_string(), reason);
         }
+    }
+
+    /// Why there is no such PCI segment, if there is none. A wrong number of segments is reported
+    /// by itself.
+    pub(super) fn segment_fault(&self, segment: u16) -> Option<String> {
+        let count = self.num_pci_segments;
+        let wrong = segment >= count.clamp(1, MAX_PCI_SEGMENTS);
+        wrong.then(|| format!("must be less than --platform num_pci_segments={count}"))
     }
 
     /// The system serial number, under whichever of its names it was given.
@@ -303,6 +339,10 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(&digits, 16)
         .ok()
         .map(u128::to_be_bytes)
+}
+
+fn one() -> u16 {
+    1
 }
 
 fn enabled() -> bool {

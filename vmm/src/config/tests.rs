@@ -96,6 +96,10 @@ fn options_and_json_mean_the_same() {
                 {"read_latency":300,"write_latency":350,
                 "read_bandwidth":90000,"write_bandwidth":80000}}]}"#,
             ),
+            (
+                "guest_numa_id=4,pci_segments=[0-1,3],device_id=gpu",
+                r#"{"guest_numa_id":4,"pci_segments":[0,1,3],"device_id":"gpu"}"#,
+            ),
         ],
     );
     same::<MemoryConfig>(
@@ -147,6 +151,10 @@ fn options_and_json_mean_the_same() {
         &[
             ("acpi=off", r#"{"acpi":false}"#),
             (
+                "num_pci_segments=3,vfio_p2p_dma=off",
+                r#"{"num_pci_segments":3,"vfio_p2p_dma":false,"iommufd":false}"#,
+            ),
+            (
                 "oem_strings=[a,\"b,c\",1-3],system_version=1-3,iommufd=off,vfio_p2p_dma=on",
                 r#"{"oem_strings":["a","b,c","1-3"],"system_version":"1-3","tdx":false}"#,
             ),
@@ -163,6 +171,131 @@ fn options_and_json_mean_the_same() {
 }
 
 #[test]
+fn passed_through_devices_mean_the_same() {
+    same::<DeviceConfig>(
+        "device",
+        &[
+            ("path=/d", r#"{"path":"/d","x_nv_gpudirect_clique":null}"#),
+            (
+                "path=/d,iommu=off,pci_segment=0,generic_initiator=auto,x_allow_noncacheable=off",
+                r#"{"path":"/d","iommu":false,"pci_segment":0,"generic_initiator":"Auto","id":null,
+                "x_exclude_mmap_bars":[],"guest_numa_ids":null,"pci_device_id":null}"#,
+            ),
+            (
+                "path=\"/d,1\",iommu=on,id=gpu,pci_segment=2,pci_device_id=31,\
+                 x_exclude_mmap_bars=[0,2-3],guest_numa_ids=[2-4,7],generic_initiator=only,\
+                 x_allow_noncacheable=on",
+                r#"{"path":"/d,1","iommu":true,"id":"gpu","pci_segment":2,"pci_device_id":31,
+                "x_exclude_mmap_bars":[0,2,3],"guest_numa_ids":[2,3,4,7],
+                "generic_initiator":"Only","x_allow_noncacheable":true}"#,
+            ),
+        ],
+    );
+    same::<UserDeviceConfig>(
+        "user-device",
+        &[
+            ("socket=/s", r#"{"socket":"/s"}"#),
+            (
+                "socket=/s,id=a,pci_segment=1,pci_device_id=3,guest_numa_ids=5,\
+                 generic_initiator=off",
+                r#"{"socket":"/s","id":"a","pci_segment":1,"pci_device_id":3,"guest_numa_ids":[5],
+                "generic_initiator":"Off"}"#,
+            ),
+        ],
+    );
+    same::<PciSegmentConfig>(
+        "pci-segment",
+        &[
+            (
+                "pci_segment=1",
+                r#"{"pci_segment":1,"mmio32_aperture_weight":1,"mmio64_aperture_weight":null}"#,
+            ),
+            (
+                "pci_segment=1,mmio32_aperture_weight=2,mmio64_aperture_weight=300",
+                r#"{"pci_segment":1,"mmio32_aperture_weight":2,"mmio64_aperture_weight":300}"#,
+            ),
+        ],
+    );
+}
+
+#[test]
+fn nodes_of_a_device_are_a_list_or_a_text() {
+    use GuestNumaIds::{Auto, Ids};
+    let body = |ids: &str| json(&format!(r#"{{"path":"/d","guest_numa_ids":{ids}}}"#));
+    let body = |ids: &str| body(ids).map(|device: DeviceConfig| device.guest_numa_ids);
+    let text = |ids: &str| option("device", &format!("path=/d,guest_numa_ids={ids}"));
+    let text = |ids: &str| text(ids).map(|device: DeviceConfig| device.guest_numa_ids);
+    for (ids, expected) in [
+        ("[2-9]", Ids((2..=9).collect())),
+        ("[4,2-3]", Ids(vec![4, 2, 3])),
+        ("2", Ids(vec![2])),
+        ("[]", Ids(vec![])),
+        ("auto", Auto(8)),
+        ("auto:4", Auto(4)),
+        ("auto:0x10", Auto(16)),
+    ] {
+        assert_eq!(text(ids), Ok(Some(expected.clone())), "{ids}");
+        assert_eq!(body(&format!("\"{ids}\"")), Ok(Some(expected)), "{ids}");
+    }
+    assert_eq!(body("[2,3]"), Ok(Some(Ids(vec![2, 3]))));
+    let forms = "expected nodes, as in [2-9], or auto, or auto:<count>";
+    for (ids, reason) in [
+        ("Auto", forms),
+        ("auto8", forms),
+        ("-1", forms),
+        ("auto:", "\"\" is not a number"),
+        ("auto:-1", "\"-1\" is not a number"),
+        ("auto:1-2", "\"1-2\" is not a number"),
+        ("auto:4294967296", "out of range: at most 4294967295"),
+        ("[x]", "\"x\" is not a number"),
+        ("[1,,2]", "an item of the list is missing"),
+        (
+            "[3-2]",
+            "the range 3-2 must ascend and hold at most 65536 numbers",
+        ),
+    ] {
+        let message = format!("--device guest_numa_ids={ids}: {reason}");
+        assert_eq!(text(ids), Err(message));
+        let quoted = format!("\"{ids}\"");
+        let message = format!("guest_numa_ids={quoted}: {reason}");
+        assert_eq!(body(&quoted), Err(message));
+    }
+    assert_eq!(body("2"), Err(format!("guest_numa_ids=2: {forms}")));
+    assert_eq!(body("{}"), Err(format!("guest_numa_ids: {forms}")));
+    assert_eq!(
+        body("[2,-1]"),
+        Err("guest_numa_ids[1]=-1: expected u32".to_owned())
+    );
+    assert_eq!(
+        body("[\"2\"]"),
+        Err("guest_numa_ids[0]=\"2\": expected u32".to_owned())
+    );
+}
+
+#[test]
+fn what_devices_do_not_have_yet_is_refused() {
+    for (text, message) in [
+        (
+            "path=/d,fd=3,x_nv_gpudirect_clique=0",
+            "not supported yet: --device fd\nnot supported yet: --device x_nv_gpudirect_clique",
+        ),
+        ("fd=3", "not supported yet: --device fd"),
+        ("id=a", "--device id=a: path=<path> is missing"),
+    ] {
+        assert_eq!(machine("device", text).unwrap_err(), message);
+    }
+    for (body, message) in [
+        (
+            r#"{"path":"/d","x_nv_gpudirect_clique":1}"#,
+            "not supported yet: x_nv_gpudirect_clique",
+        ),
+        (r#"{"id":"a"}"#, "path: is missing"),
+    ] {
+        assert_eq!(json::<DeviceConfig>(body).unwrap_err(), message);
+    }
+}
+
+#[test]
 fn an_absent_option_is_the_same_as_one_that_spells_out_its_default() {
     assert_eq!(option("cpus", "boot=1"), Ok(CpusConfig::default()));
     assert_eq!(option("memory", "size=512M"), Ok(MemoryConfig::default()));
@@ -172,7 +305,9 @@ fn an_absent_option_is_the_same_as_one_that_spells_out_its_default() {
         option("debug-console", "off"),
         Ok(DebugConsoleConfig::default())
     );
-    assert_eq!(option("platform", "acpi=on"), Ok(PlatformConfig::default()));
+    for text in ["acpi=on", "num_pci_segments=1,vfio_p2p_dma=on"] {
+        assert_eq!(option("platform", text), Ok(PlatformConfig::default()));
+    }
     assert_eq!(json(r#"{"payload":{}}"#), Ok(VmConfig::default()));
 }
 
@@ -186,6 +321,8 @@ fn neither_front_end_takes_the_spelling_of_the_other() {
         ("serial", "Tty"),
         ("console", "Off"),
         ("platform", "iommu_address_width_bits=39"),
+        ("device", "path=/d,generic_initiator=Only"),
+        ("device", "path=/d,iommu=false"),
     ] {
         let read = machine(name, text);
         assert!(read.is_err(), "--{name} {text}");
@@ -196,6 +333,8 @@ fn neither_front_end_takes_the_spelling_of_the_other() {
     assert!(json::<MemoryConfig>(r#"{"size":1,"shared":"on"}"#).is_err());
     assert!(json::<SerialConfig>(r#"{"mode":"tty"}"#).is_err());
     assert!(json::<SerialConfig>(r#""tty""#).is_err());
+    assert!(json::<DeviceConfig>(r#"{"path":"/d","generic_initiator":"only"}"#).is_err());
+    assert!(json::<DeviceConfig>(r#"{"path":"/d","x_exclude_mmap_bars":"[0-1]"}"#).is_err());
     let topology = r#"{"boot_vcpus":1,"max_vcpus":1,"topology":[1,1,1,1]}"#;
     assert!(json::<CpusConfig>(topology).is_err());
 }

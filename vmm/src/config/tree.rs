@@ -17,7 +17,7 @@ use super::spelling::{Spelling, suggestion};
 use super::spelling_of;
 
 /// Problems after which reading stops: more would not help, and the input may be hostile.
-const MAX_PROBLEMS: usize = 32;
+pub const MAX_PROBLEMS: usize = 32;
 
 /// A value as it was written.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
-use super::{ConsoleMode, VmConfig, numa};
+use super::{ConsoleMode, VmConfig, device_nodes, numa, passthrough, pci_segment};
 use crate::plan::HostMemory;
 
 impl VmConfig {
@@ -37,6 +37,9 @@ impl VmConfig {
             debug_console,
             platform,
             numa: _,
+            devices: _,
+            user_devices: _,
+            pci_segments: _,
         } = self;
         let mut problems = Vec::new();
         payload.validate(&mut problems);
@@ -47,6 +50,9 @@ impl VmConfig {
         debug_console.validate(isa, &mut problems);
         platform.validate(isa, &mut problems);
         numa::validate(self, isa, &mut problems);
+        passthrough::validate(self, &mut problems);
+        device_nodes::validate(self, &mut problems);
+        pci_segment::validate(self, &mut problems);
         if serial.mode == ConsoleMode::Tty && debug_console.mode == ConsoleMode::Tty {
             let reason = "--serial has the terminal already; connect one of them elsewhere";
             problems.push(Problem::invalid("--debug-console tty", reason));
@@ -69,6 +75,14 @@ pub(super) fn path_fault(path: &Path) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// As [`path_fault`], of the path of a Unix socket.
+pub(super) fn socket_fault(path: &Path) -> Option<&'static str> {
+    /// The longest path of a Unix socket, in bytes: `sun_path` less its NUL (unix(7)).
+    const MAX_SOCKET_PATH: usize = 107;
+    let long = path.as_os_str().len() > MAX_SOCKET_PATH;
+    path_fault(path).or(long.then_some("a socket's path has at most 107 bytes"))
 }
 
 #[cfg(test)]

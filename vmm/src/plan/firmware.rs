@@ -110,6 +110,8 @@ fn place_smbios(room: GpaRange, platform: &PlatformConfig) -> Result<Vec<Planned
 
 fn smbios_info(platform: &PlatformConfig) -> SmbiosInfo {
     let PlatformConfig {
+        num_pci_segments: _,
+        vfio_p2p_dma: _,
         system_manufacturer,
         system_product_name,
         system_version,

@@ -243,6 +243,8 @@ fn nodes(cpus: &[&[u32]]) -> Vec<crate::config::NumaConfig> {
         distances: Vec::new(),
         memory_zones: Vec::new(),
         hmat: Vec::new(),
+        pci_segments: Vec::new(),
+        device_id: None,
     };
     (0..).zip(cpus).map(node).collect()
 }

@@ -54,7 +54,7 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 11] = [
     (
         "--cpus",
         &[
@@ -109,6 +109,58 @@ const KEYS: [(&str, &[&str]); 6] = [
             "system_family",
             "oem_strings",
             "chassis_asset_tag",
+        ],
+    ),
+    (
+        "--memory-zone",
+        &[
+            "size",
+            "file",
+            "shared",
+            "hugepages",
+            "hugepage_size",
+            "host_numa_node",
+            "id",
+            "hotplug_size",
+            "hotplugged_size",
+            "prefault",
+            "reserve",
+        ],
+    ),
+    (
+        "--numa",
+        &[
+            "guest_numa_id",
+            "cpus",
+            "distances",
+            "device_id",
+            "memory_zones",
+            "pci_segments",
+        ],
+    ),
+    (
+        "--device",
+        &[
+            "path",
+            "fd",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+            "x_nv_gpudirect_clique",
+            "x_exclude_mmap_bars",
+        ],
+    ),
+    (
+        "--user-device",
+        &["socket", "id", "pci_segment", "pci_device_id"],
+    ),
+    (
+        "--pci-segment",
+        &[
+            "pci_segment",
+            "mmio32_aperture_weight",
+            "mmio64_aperture_weight",
         ],
     ),
 ];
@@ -191,6 +243,20 @@ fn every_key_in_the_help_shows_a_default_or_has_none() {
         ("--serial", "off|null|tty|pty [default: null]"),
         ("--console", "[default: off]"),
         ("--debug-console", "[default: 0xe9]"),
+        ("--device", "[default: _vfio0, _vfio1 and so on]"),
+        ("--device", "guest_numa_ids=[<nodes>]|auto[:<count>]: "),
+        (
+            "--user-device",
+            "[default: _vfio_user0, _vfio_user1 and so on]",
+        ),
+        (
+            "--pci-segment",
+            "mmio64_aperture_weight=<weight>: its share for 64-bit BARs [default: 1]",
+        ),
+        (
+            "--platform",
+            "num_pci_segments=<count>: PCI segments, at most 96 [default: 1]",
+        ),
     ] {
         assert!(paragraph(&help, option).contains(default), "{option}");
     }
@@ -288,7 +354,11 @@ fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
             "hotplug_method=acpi,hotplug_size=0,hotplugged_size=0,reserve=off",
         ],
         &["--console", "off,iommu=off"],
-        &["--platform", "iommufd=off,vfio_p2p_dma=on"],
+        &[
+            "--platform",
+            "iommufd=off,vfio_p2p_dma=on,num_pci_segments=1",
+        ],
+        &["--device", "path=/d,iommu=off"],
         &["--seccomp", "false"],
     ] {
         assert!(run(args).is_ok(), "{args:?}");
@@ -330,6 +400,18 @@ fn a_required_key_that_is_missing_is_named_with_its_option() {
         (
             ["--memory-zone", "id=,size=1G"],
             "--memory-zone id=: the value is missing: id=<name>",
+        ),
+        (
+            ["--device", "pci_segment=0"],
+            "--device pci_segment=0: path=<path> is missing",
+        ),
+        (
+            ["--user-device", "id=a"],
+            "--user-device id=a: socket=<path> is missing",
+        ),
+        (
+            ["--pci-segment", "mmio32_aperture_weight=2"],
+            "--pci-segment mmio32_aperture_weight=2: pci_segment=<segment> is missing",
         ),
         (
             ["--memory-zone", "shared=on"],

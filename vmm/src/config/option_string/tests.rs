@@ -17,8 +17,7 @@ fn read<T: DeserializeOwned>(value: &str) -> Result<T, String> {
 }
 
 fn read_size(value: &str) -> Result<u64, String> {
-    serde::Deserialize::deserialize(text(value, true).word())
-        .map_err(|error: Error| error.to_string())
+    Deserialize::deserialize(text(value, true).word()).map_err(|error: Error| error.to_string())
 }
 
 #[test]
@@ -192,6 +191,11 @@ fn pieces() -> impl Strategy<Value = String> {
             "oem_strings=",
             "uuid=",
             "kvm_hyperv=",
+            "path=",
+            "guest_numa_ids=",
+            "generic_initiator=",
+            "pci_segment=",
+            "auto",
             "tty",
             "off",
             "on",

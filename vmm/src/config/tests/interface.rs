@@ -222,6 +222,34 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         ],
         &["hmat"],
     );
+    let ours = ["guest_numa_ids", "generic_initiator"];
+    spells::<DeviceConfig>(
+        "DeviceConfig",
+        &[
+            "path",
+            "iommu",
+            "pci_segment",
+            "pci_device_id",
+            "id",
+            "x_nv_gpudirect_clique",
+            "x_exclude_mmap_bars",
+        ],
+        &[&ours[..], &["x_allow_noncacheable"]].concat(),
+    );
+    spells::<UserDeviceConfig>(
+        "UserDeviceConfig",
+        &["socket", "id", "pci_segment", "pci_device_id"],
+        &ours,
+    );
+    spells::<PciSegmentConfig>(
+        "PciSegmentConfig",
+        &[
+            "pci_segment",
+            "mmio32_aperture_weight",
+            "mmio64_aperture_weight",
+        ],
+        &[],
+    );
     assert_eq!(
         fields::<NumaDistance>(),
         BTreeSet::from(["destination", "distance"])

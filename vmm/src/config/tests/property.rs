@@ -1,10 +1,13 @@
 //! Whatever a configuration holds, it comes through both front ends unchanged.
 
+mod devices;
+
 use arch::Isa;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use devices::{any_device, any_id, any_segment, any_user_device};
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
     prop::option::of(any::<String>().prop_map(Into::into))
@@ -73,6 +76,8 @@ prop_compose! {
         distances in prop::collection::vec(any::<(u32, u32)>(), 0..4),
         memory_zones in prop::collection::vec(any::<String>(), 0..4),
         hmat in prop::collection::vec(any::<(u32, [u32; 4])>(), 0..4),
+        pci_segments in prop::collection::vec(any::<u16>(), 0..4),
+        device_id in any_id(),
     ) -> NumaConfig {
         let distances = distances.into_iter().map(|(destination, distance)| {
             NumaDistance { destination, distance }
@@ -92,6 +97,8 @@ prop_compose! {
             distances: distances.collect(),
             memory_zones,
             hmat: hmat.collect(),
+            pci_segments,
+            device_id,
         }
     }
 }
@@ -100,11 +107,14 @@ prop_compose! {
     fn any_platform()(
         strings in prop::collection::vec(any::<Option<String>>(), 10),
         oem_strings in prop::collection::vec(any::<String>(), 0..4),
-        acpi in any::<bool>(),
+        [acpi, vfio_p2p_dma] in any::<[bool; 2]>(),
+        num_pci_segments in any::<u16>(),
     ) -> PlatformConfig {
         let mut strings = strings.into_iter();
         let mut next = || strings.next().flatten();
         PlatformConfig {
+            num_pci_segments,
+            vfio_p2p_dma,
             system_manufacturer: next(),
             system_product_name: next(),
             system_version: next(),
@@ -133,8 +143,16 @@ prop_compose! {
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
+        (devices, user_devices) in (
+            prop::collection::vec(any_device(), 0..3),
+            prop::collection::vec(any_user_device(), 0..3),
+        ),
+        pci_segments in prop::collection::vec(any_segment(), 0..3),
     ) -> VmConfig {
         VmConfig {
+            devices,
+            user_devices,
+            pci_segments,
             cpus,
             memory: MemoryConfig { zones, ..memory },
             numa,
@@ -218,6 +236,9 @@ fn unknown_members_are_refused_wherever_they_are() {
                 },
             }],
         }],
+        "devices": [{ "path": "/d" }],
+        "user_devices": [{ "socket": "/s" }],
+        "pci_segments": [{ "pci_segment": 0 }],
     });
     let read = |body: &Value| VmConfig::from_json(body.to_string().as_bytes());
     read(&body).unwrap();
@@ -233,7 +254,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 15);
+    assert_eq!(objects, 18);
 }
 
 proptest! {
@@ -298,7 +319,9 @@ proptest! {
 
     #[test]
     fn nodes_survive_the_command_line(config in any_node()) {
-        let NumaConfig { guest_numa_id, cpus, distances, memory_zones, hmat } = &config;
+        let NumaConfig {
+            guest_numa_id, cpus, distances, memory_zones, hmat, pci_segments, device_id,
+        } = &config;
         let distances: Vec<String> = distances
             .iter()
             .map(|NumaDistance { destination, distance }| format!("{destination}@{distance}"))
@@ -313,10 +336,16 @@ proptest! {
             ))
             .collect();
         let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
-        let text = format!(
-            "guest_numa_id={guest_numa_id},cpus=[{}],distances=[{}],memory_zones=[{}],hmat=[{}]",
+        let segments: Vec<String> = pci_segments.iter().map(ToString::to_string).collect();
+        let mut text = format!(
+            "guest_numa_id={guest_numa_id},cpus=[{}],distances=[{}],memory_zones=[{}],hmat=[{}],\
+             pci_segments=[{}]",
             cpus.join(","), distances.join(","), zones.join(","), hmat.join(","),
+            segments.join(","),
         );
+        if let Some(id) = device_id {
+            text.push_str(&format!(",device_id={}", quoted(id)));
+        }
         prop_assert_eq!(option("numa", &text), Ok(config));
     }
 
@@ -324,13 +353,17 @@ proptest! {
     fn strings_survive_the_command_line(
         manufacturer in any::<String>(),
         oem_strings in prop::collection::vec(any::<String>(), 0..4),
+        (num_pci_segments, vfio_p2p_dma) in any::<(u16, bool)>(),
     ) {
         let list: Vec<String> = oem_strings.iter().map(|text| quoted(text)).collect();
         let text = format!(
-            "system_manufacturer={},oem_strings=[{}]",
-            quoted(&manufacturer), list.join(","),
+            "system_manufacturer={},oem_strings=[{}],num_pci_segments={num_pci_segments},\
+             vfio_p2p_dma={}",
+            quoted(&manufacturer), list.join(","), switch(vfio_p2p_dma),
         );
         let config = PlatformConfig {
+            num_pci_segments,
+            vfio_p2p_dma,
             system_manufacturer: Some(manufacturer),
             oem_strings,
             ..PlatformConfig::default()

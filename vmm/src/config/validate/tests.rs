@@ -1,3 +1,5 @@
+mod devices;
+
 use super::*;
 use crate::config::cli::{self, Command};
 
