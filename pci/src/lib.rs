@@ -12,6 +12,7 @@ mod function;
 mod host_bridge;
 mod machine;
 mod segment;
+pub mod vfio_user;
 
 pub use address::{Bdf, DEVICES};
 pub use facts::{BarFacts, CoherentMemory, DeviceFacts};
