@@ -1,9 +1,12 @@
 //! What the host says about a process and its memory.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -78,6 +81,56 @@ pub fn vcpu_affinity(pid: u32) -> Result<Vec<String>> {
     }
     threads.sort();
     Ok(threads.into_iter().map(|(_, allowed)| allowed).collect())
+}
+
+/// Time between two looks at how long threads have run.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What every thread of process `pid` does, for a report of one that should have ended: its state
+/// and the signals that are pending and blocked, where it waits in the kernel and in which system
+/// call (proc_pid_wchan(5), proc_pid_syscall(5)), its kernel stack where that may be read, and
+/// twice, a moment apart, its time on a CPU.
+///
+/// A thread whose state is `R` and whose time stands still is ready to run and gets no CPU: then it
+/// is the host that makes everyone wait.
+pub fn threads(pid: u32) -> String {
+    let folder = format!("/proc/{pid}/task");
+    let tasks = match fs::read_dir(&folder) {
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())),
+        Err(error) => return format!("\n{folder}: {error}"),
+    };
+    let ran = |task: PathBuf| (read(&task, "schedstat"), task);
+    let tasks: Vec<_> = tasks.map(ran).collect();
+    thread::sleep(LOOK_AGAIN);
+    let mut text = format!("\n--- threads of process {pid}");
+    for (ran_before, task) in tasks {
+        let status = read(&task, "status");
+        let told = ["State:", "SigPnd:", "ShdPnd:", "SigBlk:"];
+        let told = status
+            .lines()
+            .filter(|line| told.iter().any(|key| line.starts_with(key)));
+        let _ = write!(
+            text,
+            "\n{} {:?}: {}\n  waits in {}, system call {}\n  nanoseconds on a CPU, in its queue, \
+             and turns: {ran_before}, {LOOK_AGAIN:?} later {}\n{}",
+            read(&task, "comm"),
+            task.file_name().unwrap_or_default(),
+            told.collect::<Vec<_>>().join(", ").replace('\t', " "),
+            read(&task, "wchan"),
+            read(&task, "syscall"),
+            read(&task, "schedstat"),
+            read(&task, "stack"),
+        );
+    }
+    text
+}
+
+/// What a file of /proc says, or why it does not.
+fn read(folder: &Path, name: &str) -> String {
+    match fs::read_to_string(folder.join(name)) {
+        Ok(text) => text.trim_end().to_owned(),
+        Err(error) => format!("{name}: {error}"),
+    }
 }
 
 /// One mapping of a process, from /proc/PID/smaps (proc_pid_smaps(5)).
@@ -224,6 +277,9 @@ fn parse_placement(line: &str) -> Result<Placement> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -288,6 +344,38 @@ VmFlags: rd wr
         assert!(before.threads > 0 && before.own_memory > 0);
         assert!(after.descriptors >= files.len());
         assert_eq!(after.guest_ram, 0);
+    }
+
+    #[test]
+    fn says_what_a_thread_waits_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let waiting = thread::Builder::new().name("reads a pipe".to_owned());
+        let waiting = waiting.spawn(move || io::copy(&mut reader, &mut io::sink()).unwrap());
+        let read = if cfg!(target_arch = "x86_64") { 0 } else { 63 };
+        let call = format!(", system call {read} 0x");
+        let start = Instant::now();
+        loop {
+            let text = threads(std::process::id());
+            let at = text.find("\nreads a pipe \"").unwrap_or(text.len());
+            let mut lines = text[at..].lines().skip(1);
+            let state = lines.next().unwrap_or_default();
+            let place = lines.next().unwrap_or_default();
+            let run = lines.next().unwrap_or_default();
+            if state.contains("State: S") && place.contains(&call) {
+                assert!(
+                    state.contains("ShdPnd: 0") && state.contains("SigBlk: 0"),
+                    "{text}"
+                );
+                assert!(place.starts_with("  waits in "), "{text}");
+                let run = run.split([',', ':']).nth(3).unwrap();
+                assert!(run.split(' ').filter_map(|n| n.parse::<u64>().ok()).count() == 3);
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{text}");
+        }
+        drop(writer);
+        waiting.unwrap().join().unwrap();
+        assert!(threads(u32::MAX).contains("/task: "));
     }
 
     #[test]

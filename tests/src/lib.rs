@@ -19,7 +19,9 @@ pub mod probe;
 mod report;
 mod vmm;
 
-pub use host::{Hugepages, Mapping, Placement, Usage, mappings, placements, usage, vcpu_affinity};
+pub use host::{
+    Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
+};
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
 pub use report::{Report, SharedReport};

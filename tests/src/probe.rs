@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::host::threads;
 use crate::output::Output;
 
 /// The longest that a probe guest may take for anything.
@@ -178,8 +179,9 @@ impl Probe {
         while !condition(self) {
             assert!(
                 start.elapsed() < PATIENCE,
-                "no {what} after {PATIENCE:?}: {}",
-                self.describe()
+                "no {what} after {PATIENCE:?}: {}{}",
+                self.describe(),
+                threads(self.pid())
             );
             thread::sleep(Duration::from_millis(2));
         }

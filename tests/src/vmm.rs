@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::host::threads;
 use crate::output::Output;
 use crate::{Initramfs, Lab, Report};
 
@@ -217,9 +218,14 @@ impl RunningVmm {
     }
 
     fn wait_on(&self, stream: &Output, pattern: &str, count: usize) -> Result<String> {
-        stream
-            .wait_for(pattern, count, self.deadline)
-            .with_context(|| self.describe(&format!("no {count} lines contained {pattern:?}")))
+        let line = stream.wait_for(pattern, count, self.deadline);
+        line.with_context(|| {
+            let mut problem = self.describe(&format!("no {count} lines contained {pattern:?}"));
+            if Instant::now() >= self.deadline {
+                problem += &threads(self.pid());
+            }
+            problem
+        })
     }
 
     /// What it has printed on standard output so far.
@@ -238,7 +244,8 @@ impl RunningVmm {
             }
             if Instant::now() >= self.deadline {
                 let limit = self.deadline - self.started;
-                bail!(self.describe(&format!("still running after {limit:?}, killed")));
+                let problem = self.describe(&format!("still running after {limit:?}, killed"));
+                bail!("{problem}{}", threads(self.pid()));
             }
             std::thread::sleep(Duration::from_millis(10));
         };
