@@ -37,10 +37,14 @@ impl Control {
     }
 
     /// Asks the machine to end. The first reason counts: a guest that powers off and resets at
-    /// once is powered off if that came first.
+    /// once is powered off if that came first. Only a reset gives way to the operator, whose request
+    /// comes once and must not be lost in a guest that resets again and again.
     pub fn end(&self, ending: Ending) {
         let mut slot = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert(ending);
+        match (&*slot, &ending) {
+            (None, _) | (Some(Ending::Reset), Ending::Requested) => *slot = Some(ending),
+            _ => (),
+        }
         if let Err(error) = self.event.write(1) {
             log::error!("cannot wake the main loop: {error}");
         }
@@ -55,5 +59,37 @@ impl Control {
     /// Readable once there is a reason.
     pub fn event(&self) -> &EventFd {
         &self.event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(endings: [Ending; 2]) -> Option<Ending> {
+        let control = Control::new().unwrap();
+        endings.into_iter().for_each(|ending| control.end(ending));
+        assert!(control.event().read().is_ok());
+        let outcome = control.take();
+        assert!(control.take().is_none());
+        outcome
+    }
+
+    #[test]
+    fn the_first_reason_counts() {
+        let ending = outcome([Ending::PowerOff, Ending::Reset]);
+        assert!(matches!(ending, Some(Ending::PowerOff)), "{ending:?}");
+        let ending = outcome([Ending::Reset, Ending::PowerOff]);
+        assert!(matches!(ending, Some(Ending::Reset)), "{ending:?}");
+        let ending = outcome([Ending::PowerOff, Ending::Requested]);
+        assert!(matches!(ending, Some(Ending::PowerOff)), "{ending:?}");
+    }
+
+    #[test]
+    fn a_reset_does_not_swallow_the_operators_request() {
+        let ending = outcome([Ending::Reset, Ending::Requested]);
+        assert!(matches!(ending, Some(Ending::Requested)), "{ending:?}");
+        let ending = outcome([Ending::Requested, Ending::Reset]);
+        assert!(matches!(ending, Some(Ending::Requested)), "{ending:?}");
     }
 }
