@@ -87,7 +87,7 @@ pub fn vcpu_affinity(pid: u32) -> Result<Vec<String>> {
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What every thread of process `pid` does, for a report of one that should have ended: its state
-/// and the signals that are pending and blocked, where it waits in the kernel and in which system
+/// and the signals that are pending, blocked and ignored, where it waits in the kernel and in which system
 /// call (proc_pid_wchan(5), proc_pid_syscall(5)), its kernel stack where that may be read, and
 /// twice, a moment apart, its time on a CPU.
 ///
@@ -105,7 +105,7 @@ pub fn threads(pid: u32) -> String {
     let mut text = format!("\n--- threads of process {pid}");
     for (ran_before, task) in tasks {
         let status = read(&task, "status");
-        let told = ["State:", "SigPnd:", "ShdPnd:", "SigBlk:"];
+        let told = ["State:", "SigPnd:", "ShdPnd:", "SigBlk:", "SigIgn:"];
         let told = status
             .lines()
             .filter(|line| told.iter().any(|key| line.starts_with(key)));
@@ -362,10 +362,9 @@ VmFlags: rd wr
             let place = lines.next().unwrap_or_default();
             let run = lines.next().unwrap_or_default();
             if state.contains("State: S") && place.contains(&call) {
-                assert!(
-                    state.contains("ShdPnd: 0") && state.contains("SigBlk: 0"),
-                    "{text}"
-                );
+                for signals in ["ShdPnd: 0", "SigBlk: 0", "SigIgn: 0"] {
+                    assert!(state.contains(signals), "{text}");
+                }
                 assert!(place.starts_with("  waits in "), "{text}");
                 let run = run.split([',', ':']).nth(3).unwrap();
                 assert!(run.split(' ').filter_map(|n| n.parse::<u64>().ok()).count() == 3);

@@ -17,6 +17,7 @@ mod lab;
 mod output;
 pub mod probe;
 mod report;
+mod signals;
 mod vmm;
 
 pub use host::{

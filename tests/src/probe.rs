@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::host::threads;
 use crate::output::Output;
+use crate::signals::restore_defaults;
 
 /// The longest that a probe guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,7 +79,8 @@ pub struct Probe {
 
 impl Probe {
     /// The command for a guest that does `words`, under a VMM with further `options`. The serial
-    /// port is connected to standard input and output unless `options` have a `--serial`.
+    /// port is connected to standard input and output unless `options` have a `--serial`. No signal
+    /// is ignored that would end it.
     pub fn command(options: &[&str], words: &str) -> Command {
         let mut command = Command::new(cloud_hypervisor());
         command.arg("--kernel").arg(build());
@@ -87,6 +89,7 @@ impl Probe {
             command.args(["--serial", "tty"]);
         }
         command.args(options);
+        restore_defaults(&mut command);
         command
     }
 

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::host::threads;
 use crate::output::Output;
+use crate::signals::restore_defaults;
 use crate::{Initramfs, Lab, Report};
 
 /// How long a child may live on hardware unless told otherwise.
@@ -119,6 +120,7 @@ impl Vmm {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        restore_defaults(&mut command);
         write(&logs.join("command"), &format!("{command:?}\n"))?;
         if let Some(script) = &self.script {
             write(&logs.join("test.sh"), script)?;

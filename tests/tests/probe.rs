@@ -519,6 +519,31 @@ fn signals_end_the_vmm_cleanly_whatever_the_guest_does() {
     }
 }
 
+/// Those who start programs in the background, as nohup(1) and scripts do, make them ignore signals.
+#[test]
+fn signals_that_were_ignored_stay_so() {
+    let vmm = format!("{:?}", Probe::command(&[], "listen"));
+    let script = format!("trap '' INT; exec {vmm}");
+    let mut guest = Probe::spawn(Command::new("sh").args(["-c", &script]));
+    guest.wait_for("listen: ready", 1);
+    signal(guest.pid(), "-INT");
+    guest.send("inb=0x80\n");
+    guest.wait_for("inb=0x80: ", 1);
+    signal(guest.pid(), "-TERM");
+    guest.wait().assert_success();
+}
+
+/// A signal may come at the moment of a reset: it must not go with the boot that is over.
+#[test]
+fn signals_end_a_guest_that_resets_again_and_again() {
+    for round in 0..12 {
+        let mut guest = Probe::start(&["--memory", "size=64M"], "reset");
+        guest.wait_for("reset:", 1 + round % 3);
+        signal(guest.pid(), "-TERM");
+        guest.wait().assert_success();
+    }
+}
+
 #[test]
 fn vmm_ends_though_nobody_reads_its_output() {
     let words = "acpi ".repeat(60);
