@@ -11,8 +11,11 @@ mod facts;
 mod function;
 mod host_bridge;
 mod machine;
+pub mod passthrough;
 mod segment;
 pub mod vfio_user;
+#[cfg(test)]
+mod testing;
 
 pub use address::{Bdf, DEVICES};
 pub use facts::{BarFacts, CoherentMemory, DeviceFacts};

@@ -72,7 +72,8 @@ impl BarKind {
         }
     }
 
-    fn sizes(self) -> (u64, u64) {
+    /// The least and the most bytes that it can have.
+    pub(crate) fn sizes(self) -> (u64, u64) {
         match self {
             Self::Io => (4, 256),
             Self::Memory32 { .. } => (16, 1 << 31),
@@ -80,7 +81,8 @@ impl BarKind {
         }
     }
 
-    fn is_64_bit(self) -> bool {
+    /// Whether it takes two registers.
+    pub(crate) fn is_64_bit(self) -> bool {
         matches!(self, Self::Memory64 { .. })
     }
 }

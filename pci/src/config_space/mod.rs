@@ -13,32 +13,39 @@ pub use capabilities::CapabilityError;
 /// Bytes of a configuration space.
 pub const SIZE: usize = 4096;
 /// Bytes that are reachable without ECAM, and first offset of extended capabilities.
-const CONVENTIONAL_SIZE: usize = 256;
+pub(crate) const CONVENTIONAL_SIZE: usize = 256;
 
 /// Offsets of a type 0 header (PCI 3.0, figure 6-1).
-mod offset {
+pub(crate) mod offset {
     pub const VENDOR: usize = 0x00;
     pub const DEVICE: usize = 0x02;
     pub const COMMAND: usize = 0x04;
     pub const STATUS: usize = 0x06;
     pub const REVISION: usize = 0x08;
     pub const CLASS: usize = 0x09;
+    pub const CACHE_LINE_SIZE: usize = 0x0c;
+    pub const LATENCY_TIMER: usize = 0x0d;
+    pub const HEADER_TYPE: usize = 0x0e;
     pub const BARS: usize = 0x10;
     pub const SUBSYSTEM_VENDOR: usize = 0x2c;
     pub const SUBSYSTEM: usize = 0x2e;
     pub const CAPABILITIES: usize = 0x34;
     pub const INTERRUPT_LINE: usize = 0x3c;
     pub const INTERRUPT_PIN: usize = 0x3d;
+    pub const MIN_GRANT: usize = 0x3e;
+    pub const MAX_LATENCY: usize = 0x3f;
     pub const FIRST_CAPABILITY: usize = 0x40;
 }
 
 /// Command register bits that a guest may change: I/O, memory, bus master, parity error response,
 /// SERR#, interrupt disable (PCI 3.0, section 6.2.2).
 const COMMAND_WRITABLE: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
-const COMMAND_IO: u16 = 1 << 0;
-const COMMAND_MEMORY: u16 = 1 << 1;
+pub(crate) const COMMAND_IO: u16 = 1 << 0;
+pub(crate) const COMMAND_MEMORY: u16 = 1 << 1;
+pub(crate) const COMMAND_BUS_MASTER: u16 = 1 << 2;
+pub(crate) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 /// Status bit: there is a list of capabilities.
-const STATUS_CAPABILITIES: u16 = 1 << 4;
+pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 /// What a function is (PCI 3.0, section 6.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +65,7 @@ pub struct Identity {
 }
 
 /// The configuration space of a function with a type 0 header.
+#[derive(Clone)]
 pub struct ConfigSpace {
     bytes: Box<[u8; SIZE]>,
     /// Bits that a guest may change.
@@ -174,7 +182,7 @@ impl ConfigSpace {
 }
 
 /// Copies what fits.
-fn copy(target: &mut [u8], offset: usize, source: &[u8]) {
+pub(crate) fn copy(target: &mut [u8], offset: usize, source: &[u8]) {
     for (at, byte) in (offset..).zip(source) {
         if let Some(target) = target.get_mut(at) {
             *target = *byte;
