@@ -34,6 +34,7 @@ pub(crate) enum Mood {
     RefusesIrqs(IrqKind),
     /// It refuses to be told of the end of INTx.
     RefusesUnmasking,
+    RefusesReset,
     /// It refuses everything.
     RefusesAll,
     Lost,
@@ -129,7 +130,9 @@ impl FakeDevice {
         let refuses = match (*self.mood.lock().unwrap(), &call) {
             (Mood::Lost, _) => return Err(DeviceError::Lost(io::ErrorKind::BrokenPipe.into())),
             (Mood::RefusesIrqs(kind), Call::SetIrqs(asked, count)) => kind == *asked && *count > 0,
-            (Mood::RefusesUnmasking, Call::UnmaskOn(_)) | (Mood::RefusesAll, _) => true,
+            (Mood::RefusesUnmasking, Call::UnmaskOn(_))
+            | (Mood::RefusesReset, Call::Reset)
+            | (Mood::RefusesAll, _) => true,
             _ => false,
         };
         self.calls.lock().unwrap().push(call);
@@ -188,10 +191,10 @@ impl Device for FakeDevice {
 
     fn set_irqs(&self, kind: IrqKind, events: &[Option<&EventFd>]) -> Result<(), DeviceError> {
         let mut on = self.events.lock().unwrap();
-        let other = on.as_ref().is_some_and(|(on, _)| *on != kind);
-        assert!(!other, "{kind:?} while {on:?} is on");
         assert!(events.len() <= self.irqs[kind.index() as usize] as usize);
         self.answer(Call::SetIrqs(kind, events.len()))?;
+        let other = on.as_ref().is_some_and(|(on, _)| *on != kind);
+        assert!(!other, "{kind:?} while {on:?} is on");
         let events: Vec<_> = events.iter().map(|e| e.map(|e| e.as_raw_fd())).collect();
         *on = (!events.is_empty()).then_some((kind, events));
         Ok(())
@@ -222,7 +225,7 @@ impl Device for FakeDevice {
 pub(crate) struct FakeSpace {
     slots: Mutex<Vec<Arc<Slot>>>,
     /// Whether a region may be where another one is.
-    pub overlaps: bool,
+    overlaps: bool,
     /// How often a region was placed.
     pub moves: AtomicUsize,
     /// Taken by those who want no region to be placed.
@@ -251,6 +254,14 @@ struct Placed {
 pub(crate) struct SharedSpace(pub Arc<FakeSpace>);
 
 impl FakeSpace {
+    /// One in which regions may be where others are.
+    pub fn with_overlaps() -> Self {
+        Self {
+            overlaps: true,
+            ..Self::default()
+        }
+    }
+
     /// Where the regions are that it was given, in that order.
     pub fn places(&self) -> Vec<Option<u64>> {
         self.slots.lock().unwrap().iter().map(|s| s.at()).collect()

@@ -73,10 +73,6 @@ impl Link {
         }
     }
 
-    pub fn irqs(&self, kind: IrqKind) -> u32 {
-        self.device.irqs(kind)
-    }
-
     pub fn can_reset(&self) -> bool {
         self.device.can_reset()
     }
