@@ -10,6 +10,7 @@ pub struct Lab {
     binaries: PathBuf,
     assets: PathBuf,
     modules: PathBuf,
+    helpers: PathBuf,
     results: PathBuf,
     results_shown: PathBuf,
     slowdown: u32,
@@ -30,6 +31,7 @@ impl Lab {
             binaries: var("LAB_BINARIES")?.into(),
             assets: var("LAB_ASSETS")?.into(),
             modules: var("LAB_MODULES")?.into(),
+            helpers: var("LAB_HELPERS")?.into(),
             results: var("LAB_RESULTS")?.into(),
             results_shown: var("LAB_RESULTS_SHOWN")?.into(),
             slowdown: var("LAB_SLOWDOWN")?
@@ -53,6 +55,11 @@ impl Lab {
     /// A kernel module for guests: one of `tests/modules`, built for their kernel.
     pub fn module(&self, name: &str) -> PathBuf {
         self.modules.join(format!("{name}.ko"))
+    }
+
+    /// A program of this crate that tests start: one that is not called `lab_*`.
+    pub fn helper(&self, name: &str) -> PathBuf {
+        self.helpers.join(name)
     }
 
     /// The kernel that boots fastest: the uncompressed one.

@@ -10,6 +10,7 @@
 //! # anyhow::Ok(())
 //! ```
 
+pub mod coherent_device;
 mod cpio;
 mod host;
 mod initramfs;
@@ -23,6 +24,8 @@ mod vmm;
 pub use host::{
     Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
 };
+pub use coherent_device::CoherentDevice;
+pub use host::{Hugepages, Mapping, Placement, Usage, mappings, placements, usage, vcpu_affinity};
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
 pub use report::{Report, SharedReport};
