@@ -346,7 +346,7 @@ static struct pci_driver coherent_driver = {
 	.id_table = coherent_ids,
 	.probe = coherent_probe,
 	.remove = coherent_unbind,
-	.driver.dev_groups = coherent_groups,
+	.dev_groups = coherent_groups,
 };
 module_pci_driver(coherent_driver);
 

@@ -87,7 +87,7 @@ second=$(node_of 3)
 section give/first give "$FIRST_SIZE"
 section added/nodes cat "$files/nodes"
 section added/topology topology
-section added/range grep -F coherent_memory /proc/iomem
+section added/range grep -F '(coherent_memory)' /proc/iomem
 section added/zones sh -c "sort -u /sys/devices/system/node/node$first/memory*/valid_zones"
 section give/odd give 4096
 section give/second give "$SECOND_SIZE"
