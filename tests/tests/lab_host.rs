@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use kvm_ioctls::Kvm;
-use tests::{Hugepages, Vmm};
+use tests::coherent_device::Options;
+use tests::{CoherentDevice, Hugepages, Vmm};
 
 /// The only version that Linux has ever had (KVM API documentation, section 4.1).
 const KVM_API_VERSION: i32 = 12;
@@ -78,5 +79,15 @@ fn hugepages_are_reserved_and_given_back() -> Result<()> {
     assert_eq!(pages.free()?, 16);
     drop(pages);
     assert_eq!(Hugepages::reserve(0)?.free()?, 0);
+    Ok(())
+}
+
+/// It is a program of its own, which has to get here.
+#[test]
+fn a_coherent_device_can_be_started() -> Result<()> {
+    let device = CoherentDevice::start(Options::default())?;
+    assert_eq!(device.memory()?.metadata()?.len(), 512 << 20);
+    let client = vfio_user::Client::new(device.socket())?;
+    assert_eq!(client.region(4).map(|region| region.size), Some(512 << 20));
     Ok(())
 }
