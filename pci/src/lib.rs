@@ -13,9 +13,9 @@ mod host_bridge;
 mod machine;
 pub mod passthrough;
 mod segment;
-pub mod vfio_user;
 #[cfg(test)]
 mod testing;
+pub mod vfio_user;
 
 pub use address::{Bdf, DEVICES};
 pub use facts::{BarFacts, CoherentMemory, DeviceFacts};

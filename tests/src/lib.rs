@@ -21,11 +21,10 @@ mod report;
 mod signals;
 mod vmm;
 
+pub use coherent_device::CoherentDevice;
 pub use host::{
     Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
 };
-pub use coherent_device::CoherentDevice;
-pub use host::{Hugepages, Mapping, Placement, Usage, mappings, placements, usage, vcpu_affinity};
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
 pub use report::{Report, SharedReport};
