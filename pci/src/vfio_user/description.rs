@@ -1,5 +1,7 @@
 //! What a client and a server agree on, and what the server says of its device.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_EVENTFD,
@@ -17,6 +19,8 @@ use crate::device::{DeviceRegion, IrqKind, region as number};
 const MAX_CAPABILITIES: usize = 4096;
 /// Descriptors that go into one message, at most: servers that say more have been seen to mean less.
 const MAX_SENT: u64 = 16;
+/// Bytes of the widest access of a guest, which is one access to the device too.
+const LEAST_TRANSFER: u64 = 8;
 /// Regions and kinds of interrupts that a device may have, most of which nobody asks for.
 const MAX_INDICES: u32 = 1024;
 
@@ -91,14 +95,24 @@ fn limits(json: &[u8]) -> Result<Limits, Violation> {
         max_msg_fds,
         max_data_xfer_size,
     } = data.capabilities;
-    let limit = |what, value: u64, most: u64| match usize::try_from(value.min(most)) {
-        Ok(0) | Err(_) => Err(Violation::Limit { what, value }),
-        Ok(value) => Ok(value),
-    };
     Ok(Limits {
-        descriptors: limit("file descriptors", max_msg_fds, MAX_SENT)?,
-        transfer: limit("bytes of data", max_data_xfer_size, MAX_TRANSFER.into())?,
+        descriptors: limit("file descriptors", max_msg_fds, 1..=MAX_SENT)?,
+        transfer: limit(
+            "bytes of data",
+            max_data_xfer_size,
+            LEAST_TRANSFER..=MAX_TRANSFER.into(),
+        )?,
     })
+}
+
+/// How much is sent to a server that takes `value`. Less than the range is too little; more is not made
+/// use of.
+fn limit(what: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<usize, Violation> {
+    let least = *range.start();
+    usize::try_from(value.min(*range.end()))
+        .ok()
+        .filter(|_| value >= least)
+        .ok_or(Violation::Limit { what, value, least })
 }
 
 /// A device, as its server describes it.

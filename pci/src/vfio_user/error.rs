@@ -130,8 +130,15 @@ pub enum Violation {
     Unterminated,
     #[error("the vfio-user server's capabilities are not the JSON that the protocol asks for")]
     Capabilities(#[source] serde_json::Error),
-    #[error("the vfio-user server says that it takes at most {value} {what} in a message")]
-    Limit { what: &'static str, value: u64 },
+    #[error(
+        "the vfio-user server says that it takes at most {value} {what} in a message; it must take \
+         {least}"
+    )]
+    Limit {
+        what: &'static str,
+        value: u64,
+        least: u64,
+    },
     #[error("the vfio-user server has no PCI device: its flags are {flags:#x}")]
     NotPci { flags: u32 },
     #[error("the vfio-user server says that its device has {count} {what}; there can be {most}")]

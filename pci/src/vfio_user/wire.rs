@@ -2,8 +2,6 @@
 //!
 //! Source: the vfio-user protocol specification, version 0.1, "Protocol Specification".
 
-use std::mem::size_of;
-
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The version that is spoken.

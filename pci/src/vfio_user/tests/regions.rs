@@ -121,6 +121,7 @@ fn capabilities_of_the_server() {
     for good in [
         "",
         "{}",
+        r#"{"capabilities":{"max_msg_fds":1,"max_data_xfer_size":8}}"#,
         r#"{"capabilities":{}}"#,
         r#"{"capabilities":{"max_msg_fds":1000000,"max_data_xfer_size":18446744073709551615}}"#,
         r#"{"capabilities":{"pgsizes":4096,"migration":{"pgsize":4096},"write_multiple":true},"x":[]}"#,
@@ -135,8 +136,8 @@ fn capabilities_of_the_server() {
             "at most 0 file descriptors",
         ),
         (
-            r#"{"capabilities":{"max_data_xfer_size":0}}"#,
-            "at most 0 bytes of data",
+            r#"{"capabilities":{"max_data_xfer_size":7}}"#,
+            "at most 7 bytes of data in a message; it must take 8",
         ),
         (r#"{"capabilities":{"max_msg_fds":-1}}"#, "not the JSON"),
         (r#"{"capabilities":{"max_msg_fds":1.5}}"#, "not the JSON"),
