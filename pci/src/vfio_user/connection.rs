@@ -33,7 +33,7 @@ pub struct Connection {
     /// How long a call may take.
     pub(super) limit: Duration,
     /// The next message's id; `None` while a call is under way.
-    idle: Mutex<Option<u16>>,
+    pub(super) idle: Mutex<Option<u16>>,
     became_idle: Condvar,
     lost: OnceLock<Arc<Violation>>,
 }
