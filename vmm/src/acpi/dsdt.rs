@@ -9,17 +9,31 @@ use pci::{AcpiNode, AcpiScope};
 
 use super::nodes::{CmosClock, CpuNode, CpuStatus, PackageNode, PowerButton};
 use super::table::{Table, TableBuilder};
-use crate::plan::{CpuPlan, Isa, PlatformDevices, Registers};
+use super::{EncodeError, host_bridge};
+use crate::plan::{CpuPlan, Isa, PciPlan, PlatformDevices, Registers};
 
 /// Revision 2: integers of 64 bits.
 const REVISION: u8 = 2;
 
-/// The namespace: what processors and the plan's devices announce.
-pub(super) fn encode(isa: Isa, cpus: &CpuPlan, devices: &PlatformDevices) -> Table {
+/// The namespace: what processors, the plan's devices and PCI announce.
+///
+/// # Errors
+///
+/// What cannot be said of PCI.
+pub(super) fn encode(
+    isa: Isa,
+    cpus: &CpuPlan,
+    devices: &PlatformDevices,
+    pci: Option<&PciPlan>,
+) -> Result<Table, EncodeError> {
     let processors = processors(isa, cpus);
     let platform = platform(devices);
+    let pci = match pci {
+        Some(pci) => host_bridge::nodes(isa, pci)?,
+        None => Vec::new(),
+    };
     let mut system_bus = Vec::new();
-    for node in processors.iter().chain(&platform) {
+    for node in processors.iter().chain(&platform).chain(&pci) {
         // No wildcard: a scope that nobody places must not compile.
         match node.scope() {
             AcpiScope::SystemBus => system_bus.push(node.aml()),
@@ -34,7 +48,7 @@ pub(super) fn encode(isa: Isa, cpus: &CpuPlan, devices: &PlatformDevices) -> Tab
     }
     let mut table = TableBuilder::new(*b"DSDT", REVISION);
     table.extend(&aml);
-    table.finish()
+    Ok(table.finish())
 }
 
 /// `\_S5`. Absent where PSCI powers the machine off: there are no registers to write it to.

@@ -1,5 +1,6 @@
 //! ACPI tables of a hardware-reduced machine: RSDP, XSDT, FADT, MADT, DSDT, SPCR, GTDT and PPTT on
-//! aarch64, and SRAT, SLIT and HMAT, which `acpi_numa` makes, where there are NUMA nodes (ACPI 6.5).
+//! aarch64; where there is PCI, MCFG, and IORT on aarch64; and SRAT, SLIT and HMAT, which `acpi_numa`
+//! makes, where there are NUMA nodes (ACPI 6.5).
 //!
 //! [`AcpiTables::encode`] makes everything but the addresses of the tables themselves, so that
 //! [`AcpiTables::size`] is known before RAM is laid out; [`AcpiTables::place`] then gives each table
@@ -13,8 +14,12 @@ mod dsdt;
 mod fadt;
 mod gic;
 mod gtdt;
+mod host_bridge;
+mod iort;
 mod madt;
+mod mcfg;
 mod nodes;
+mod pci_methods;
 mod placement;
 mod pptt;
 mod resources;
@@ -27,10 +32,12 @@ pub(crate) use table::IDS as TABLE_IDS;
 
 pub use placement::{AcpiTables, PlaceError, RsdpAt};
 
+use acpi_numa::aml::{NodeRangeError, PropertyError};
 use acpi_numa::topology::{Topology, TopologyError};
+use pci::Bdf;
 use table::Table;
 
-use crate::plan::{CpuPlan, InterruptPlan, Isa, PlatformDevices, Registers};
+use crate::plan::{CpuPlan, GpaRange, InterruptPlan, Isa, PciPlan, PlatformDevices, Registers};
 
 /// Everything that keeps nodes from being a topology. Prints as one line for each.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +78,7 @@ pub enum EncodeError {
         id: u32,
     },
     /// The DSDT has three hexadecimal digits for the name of a processor or package.
-    #[error("there is no ACPI name for CPU or package {number}; the last is number 4095")]
+    #[error("there is no ACPI name for CPU or package {number}; the last is number 3071")]
     NoName {
         /// Index of the CPU, or number of the package.
         number: u32,
@@ -96,10 +103,91 @@ pub enum EncodeError {
         /// First port.
         base: u16,
     },
+    /// Names of host bridges have two hexadecimal digits, and a KVM ITS tells 256 segments apart.
+    #[error(
+        "PCI segment {segment:#x} cannot be described; the last is segment {:#x}",
+        host_bridge::LAST_SEGMENT
+    )]
+    Segment {
+        /// Number of the segment.
+        segment: u16,
+    },
+    /// Two segments have the same number.
+    #[error("there are two PCI segments {segment:#x}")]
+    SegmentTwice {
+        /// Number of the segments.
+        segment: u16,
+    },
+    /// Two functions are in the same slot.
+    #[error("device {id} is at {bdf}, where another is already")]
+    SlotTwice {
+        /// The second device.
+        id: String,
+        /// Its address.
+        bdf: Bdf,
+    },
+    /// The function is not where the slots of its segment are.
+    #[error(
+        "device {id} is at {bdf}, which is no slot of PCI segment {segment:#x}; the slots are \
+         devices 0x1 to 0x1f"
+    )]
+    Slot {
+        /// The device.
+        id: String,
+        /// Its address.
+        bdf: Bdf,
+        /// The segment that it is planned on.
+        segment: u16,
+    },
+    /// A memory window is not below 4 GiB, or not below the end of the address space.
+    #[error(
+        "the {space} window of PCI segment {segment:#x}, {:#x} bytes at {:#x}, reaches past what \
+         {space} addresses can say",
+        window.size, window.start
+    )]
+    Window {
+        /// Number of the segment.
+        segment: u16,
+        /// Which window.
+        space: &'static str,
+        /// The window.
+        window: GpaRange,
+    },
+    /// The I/O window does not fit below the end of the I/O space.
+    #[error(
+        "the I/O window of PCI segment {segment:#x}, {size:#x} ports at {base:#x}, reaches past \
+         port 0xffff"
+    )]
+    IoWindow {
+        /// Number of the segment.
+        segment: u16,
+        /// First port.
+        base: u16,
+        /// Number of ports.
+        size: u16,
+    },
+    /// The device's nodes are no range.
+    #[error("device {id} cannot be told its NUMA nodes")]
+    Nodes {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: NodeRangeError,
+    },
+    /// The device's properties cannot be told.
+    #[error("device {id} cannot have the properties that name its NUMA nodes")]
+    Properties {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: PropertyError,
+    },
 }
 
 impl AcpiTables {
-    /// All tables of the machine, without their addresses.
+    /// All tables of the machine, without their addresses. A machine without PCI has no `pci`.
     ///
     /// # Errors
     ///
@@ -110,14 +198,22 @@ impl AcpiTables {
         interrupts: &InterruptPlan,
         devices: &PlatformDevices,
         numa: Option<&Topology>,
+        pci: Option<&PciPlan>,
     ) -> Result<Self, EncodeError> {
         check(isa, cpus, interrupts, devices)?;
+        let dsdt = dsdt::encode(isa, cpus, devices, pci)?;
         let mut listed = vec![madt::encode(cpus, interrupts)?];
         if isa == Isa::Aarch64 {
             listed.push(gtdt::encode());
             listed.push(pptt::encode(cpus));
         }
         listed.extend(devices.serial.as_ref().map(spcr::encode));
+        if let Some(pci) = pci {
+            listed.push(mcfg::encode(pci));
+            if isa == Isa::Aarch64 {
+                listed.push(iort::encode(pci));
+            }
+        }
         if let Some(numa) = numa {
             listed.push(acpi_numa::srat::encode(numa, &table::IDS).into());
             listed.push(acpi_numa::slit::encode(numa, &table::IDS).into());
@@ -125,7 +221,7 @@ impl AcpiTables {
         }
         Ok(Self {
             fadt: fadt::Fadt::new(isa, devices),
-            dsdt: dsdt::encode(isa, cpus, devices),
+            dsdt,
             listed,
         })
     }

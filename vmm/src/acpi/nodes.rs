@@ -152,8 +152,12 @@ pub(super) struct CpuNode {
     pub(super) status: CpuStatus,
 }
 
-/// The most processors that [`CpuNode`] has names for.
-pub(super) const MAX_CPU_NAMES: u32 = 1 << 12;
+/// The most processors that [`CpuNode`] has names for, and packages that [`PackageNode`] has: names
+/// of packages with higher numbers are those of [host bridges](super::host_bridge).
+pub(super) const MAX_CPU_NAMES: u32 = BRIDGE_NAMES;
+
+/// What the name `PC00` has after its first letter.
+pub(super) const BRIDGE_NAMES: u32 = 0xc00;
 
 impl AcpiNode for CpuNode {
     /// Written out, because a machine has hundreds of them and the general encoder allocates some
@@ -195,14 +199,18 @@ impl AcpiNode for PackageNode {
         let cpus: Vec<_> = self.cpus.iter().map(AcpiNode::aml).collect();
         let mut children: Vec<&dyn Aml> = vec![&hid, &uid];
         children.extend(cpus.iter().map(|cpu| &**cpu as &dyn Aml));
-        let name = numbered(b'P', self.package);
-        let name = Path::new(&String::from_utf8_lossy(&name));
-        Encoded::boxed(&Device::new(name, children))
+        let path = name(numbered(b'P', self.package));
+        Encoded::boxed(&Device::new(path, children))
     }
 }
 
+/// A path of one name.
+pub(super) fn name(name: [u8; 4]) -> Path {
+    Path::new(&String::from_utf8_lossy(&name))
+}
+
 /// A name of a letter and three hexadecimal digits.
-fn numbered(letter: u8, number: u32) -> [u8; 4] {
+pub(super) fn numbered(letter: u8, number: u32) -> [u8; 4] {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digit = |shift: u32| DIGITS[(number >> shift & 0xf) as usize];
     [letter, digit(8), digit(4), digit(0)]

@@ -47,7 +47,7 @@ impl Aml for RegisterResource {
 }
 
 /// Base and size of a range that a 32-bit descriptor can hold.
-fn narrow(range: GpaRange) -> Option<(u32, u32)> {
+pub(super) fn narrow(range: GpaRange) -> Option<(u32, u32)> {
     let base = u32::try_from(range.start).ok()?;
     let size = u32::try_from(range.size).ok()?;
     base.checked_add(size.checked_sub(1)?)?;

@@ -85,7 +85,7 @@ pub(crate) fn disassembles(path: &Path) -> bool {
 }
 
 /// Takes all tables apart and compiles the DSDT again.
-fn check(sample: &Sample) {
+pub(super) fn check(sample: &Sample) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     if !write(sample, folder).iter().all(|path| disassembles(path)) {
@@ -99,7 +99,7 @@ fn check(sample: &Sample) {
 }
 
 /// Evaluates in a namespace with the DSDT of `sample`, whose operation regions read as `fill`.
-fn evaluate(sample: &Sample, fill: u8, commands: &[&str]) -> Option<String> {
+pub(super) fn evaluate(sample: &Sample, fill: u8, commands: &[&str]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     write(sample, folder.path());
     let commands = commands

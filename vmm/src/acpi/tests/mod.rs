@@ -1,4 +1,5 @@
 mod golden;
 pub(crate) mod iasl;
+mod pci;
 mod property;
 mod samples;

@@ -1,10 +1,14 @@
 //! Plans to encode.
 
+use ::pci::config_space::Identity;
+use ::pci::{Bdf, DeviceFacts};
+
 use super::super::placement::PlacedTables;
-use super::super::{AcpiTables, RsdpAt};
+use super::super::{AcpiTables, EncodeError, RsdpAt};
 use crate::plan::{
-    CpuPlan, CpuTopology, EventDevicePlan, GpaRange, InterruptPlan, Isa, PlannedCpu,
-    PlatformDevices, Registers, SerialPlan, SleepPlan,
+    CpuPlan, CpuTopology, DeviceNodes, EventDevicePlan, FunctionPlan, FunctionSource, GpaRange,
+    InterruptPlan, IoWindow, Isa, PciPlan, PlannedCpu, PlatformDevices, Registers, SegmentPlan,
+    SerialPlan, SleepPlan,
 };
 
 /// What tables are made from.
@@ -14,6 +18,7 @@ pub(super) struct Sample {
     pub(super) cpus: CpuPlan,
     pub(super) interrupts: InterruptPlan,
     pub(super) devices: PlatformDevices,
+    pub(super) pci: Option<PciPlan>,
 }
 
 impl Sample {
@@ -28,12 +33,33 @@ impl Sample {
             cpus: cpus(isa, boot, max, topology),
             interrupts,
             devices,
+            pci: None,
         }
     }
 
+    /// A machine with one CPU and PCI segments 0 to `segments` - 1.
+    pub(super) fn with_pci(isa: Isa, segments: u16) -> Self {
+        let mut sample = Self::new(isa, 1, 1, [1; 4]);
+        sample.pci = Some(PciPlan {
+            segments: (0..segments).map(|number| segment(isa, number)).collect(),
+        });
+        sample
+    }
+
+    /// The tables, or why there are none.
+    pub(super) fn try_encode(&self) -> Result<AcpiTables, EncodeError> {
+        let Self {
+            isa,
+            cpus,
+            interrupts,
+            devices,
+            pci,
+        } = self;
+        AcpiTables::encode(*isa, cpus, interrupts, devices, None, pci.as_ref())
+    }
+
     pub(super) fn encode(&self) -> AcpiTables {
-        AcpiTables::encode(self.isa, &self.cpus, &self.interrupts, &self.devices, None)
-            .expect("a sample can be described")
+        self.try_encode().expect("a sample can be described")
     }
 
     pub(super) fn rsdp_at(&self) -> RsdpAt {
@@ -162,5 +188,63 @@ fn arm_devices() -> PlatformDevices {
         }),
         sleep: None,
         debug_console: None,
+    }
+}
+
+/// A segment with a window of each kind and no functions. Configuration space is above 4 GiB on
+/// aarch64.
+pub(super) fn segment(isa: Isa, number: u16) -> SegmentPlan {
+    const MIB: u64 = 1 << 20;
+    let nth = |start: u64, size| GpaRange {
+        start: start + u64::from(number) * size,
+        size,
+    };
+    let (ecam, mmio32, intx) = match isa {
+        Isa::X86_64 => (0xe000_0000, 0xc000_0000, 16..24),
+        Isa::Aarch64 => (0x40_1000_0000, 0x1000_0000, 36..40),
+    };
+    let io = IoWindow {
+        base: 0x1000,
+        size: 0xf000,
+    };
+    SegmentPlan {
+        number,
+        ecam: nth(ecam, MIB),
+        mmio32: nth(mmio32, 2 * MIB),
+        mmio64: nth(0x100_0000_0000, 1 << 38),
+        io: Some(io).filter(|_| isa == Isa::X86_64 && number == 0),
+        intx: intx.collect(),
+        numa_node: None,
+        functions: Vec::new(),
+    }
+}
+
+/// A function of this vendor in this slot, whose nodes are told in its `_DSD`.
+pub(super) fn function(segment: u16, device: u8, vendor: u16, nodes: Vec<u32>) -> FunctionPlan {
+    let identity = Identity {
+        vendor,
+        device: 0x2342,
+        revision: 0,
+        class: 0x03_02_00,
+        subsystem_vendor: vendor,
+        subsystem: 0,
+    };
+    FunctionPlan {
+        id: format!("device{device}"),
+        bdf: Bdf { segment, device },
+        facts: DeviceFacts {
+            identity,
+            bars: Vec::new(),
+            intx: true,
+            driver: None,
+            coherent: None,
+        },
+        bars: Vec::new(),
+        source: FunctionSource::Reserved,
+        nodes: Some(DeviceNodes {
+            ids: nodes,
+            dsd: true,
+            generic_initiators: false,
+        }),
     }
 }
