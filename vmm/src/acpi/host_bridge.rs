@@ -100,19 +100,19 @@ impl<'a> HostBridge<'a> {
         }
         let mut devices = BTreeMap::new();
         for function in &segment.functions {
-            let FunctionPlan { id, bdf, .. } = function;
+            let bdf = function.bdf;
             if bdf.segment != segment.number || !(1..DEVICES).contains(&bdf.device) {
                 return Err(EncodeError::Slot {
-                    id: id.clone(),
-                    bdf: *bdf,
+                    id: function.id.clone(),
+                    bdf,
                     segment: segment.number,
                 });
             }
             let properties = node_properties(function)?;
             if devices.insert(bdf.device, properties).is_some() {
                 return Err(EncodeError::SlotTwice {
-                    id: id.clone(),
-                    bdf: *bdf,
+                    id: function.id.clone(),
+                    bdf,
                 });
             }
         }

@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::table::{HEADER_SIZE, Table, TableBuilder};
-use crate::plan::{PciPlan, SegmentPlan};
+use crate::plan::PciPlan;
 
 /// Revision of DEN 0049E.d, the first with the root complex node's PASID fields; E.c, which would be
 /// 4, was withdrawn.
@@ -131,8 +131,8 @@ pub(super) fn encode(pci: &PciPlan) -> Table {
         count: U32::new(1),
         its: [ITS_ID.into()],
     });
-    for (id, SegmentPlan { number, .. }) in (1..).zip(&pci.segments) {
-        table.push(&root_complex(id, *number));
+    for (id, segment) in (1..).zip(&pci.segments) {
+        table.push(&root_complex(id, segment.number));
     }
     table.finish()
 }

@@ -4,7 +4,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::table::{Table, TableBuilder};
-use crate::plan::{PciPlan, SegmentPlan};
+use crate::plan::PciPlan;
 
 /// The only revision.
 const REVISION: u8 = 1;
@@ -31,10 +31,10 @@ pub(super) fn encode(pci: &PciPlan) -> Table {
     let mut table = TableBuilder::new(*b"MCFG", REVISION);
     // Reserved.
     table.push(&U64::ZERO);
-    for SegmentPlan { number, ecam, .. } in &pci.segments {
+    for segment in &pci.segments {
         table.push(&Allocation {
-            base: ecam.start.into(),
-            segment: (*number).into(),
+            base: segment.ecam.start.into(),
+            segment: segment.number.into(),
             first_bus: BUS,
             last_bus: BUS,
             reserved: U32::ZERO,
