@@ -142,3 +142,15 @@ impl Link {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_are_few() {
+        let few = Few::default();
+        let logged = (0..100).filter(|_| few.another()).count();
+        assert_eq!(logged, 3);
+    }
+}

@@ -266,15 +266,16 @@ fn the_first_of_a_kind_counts() {
 
 #[test]
 fn a_table_that_is_not_in_a_bar_is_none() {
-    for (table, pending) in <[(u32, u32); 6]>::from([
+    let places: [(u32, u32); 6] = [
         // Past the end, in ports that are too few, in no BAR, over each other.
-        (0x00ff_ffc0_u32, 0),
+        (0x00ff_ffc0, 0),
         (0x01, 0),
         (0x03, 0),
         (0x07, 0),
         (0x1000, 0x1078),
         (0x1000, 0x0100_0000),
-    ]) {
+    ];
+    for (table, pending) in places {
         let device = device();
         device.poke(usize::from(MSIX) + 4, &table.to_le_bytes());
         device.poke(usize::from(MSIX) + 8, &pending.to_le_bytes());

@@ -24,7 +24,7 @@ fn with_deadline(work: impl FnOnce() + Send + 'static) {
 fn decoders_end_as_they_were_left() {
     with_deadline(|| {
         let guest = Rig::new();
-        for round in 0..50 {
+        for round in 0..20 {
             thread::scope(|scope| {
                 for thread in 0..2_u32 {
                     let guest = &guest;
