@@ -91,6 +91,9 @@ fn coherent_memory_is_told_by_driver_or_area() {
     assert_eq!(usable(&short, None), None);
     short.regions[4].sparse = true;
     assert_eq!(usable(&short, None), Some(96 * GIB));
+    let mut whole = with(128 * GIB, &[(0, 128 * GIB)]);
+    whole.regions[4].sparse = true;
+    assert_eq!(usable(&whole, vfio), None);
     // All of a BAR, a part in the middle, parts around something.
     assert_eq!(usable(&with(128 * GIB, &[(0, 128 * GIB)]), vfio), None);
     assert_eq!(usable(&with(128 * GIB, &[(MIB, GIB)]), vfio), None);
