@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+// SPDX-License-Identifier: GPL-2.0
 /*
  * Driver of a device whose memory CPUs may cache: makes that memory NUMA memory, as the drivers of
  * real devices do. The device is tests/src/coherent_device.
