@@ -459,3 +459,57 @@ fn the_kernel_warns_of_nothing() -> Result<()> {
     assert_eq!(REPORT.get()?.text("warnings")?, "");
     Ok(())
 }
+
+/// Copies through the first of two devices: from its memory to that of the second, and back to elsewhere.
+const PEERS: &str = r#"
+set --
+for folder in /sys/bus/pci/devices/*; do
+    [ "$(cat "$folder/vendor"):$(cat "$folder/device")" != 0x10de:0x2342 ] || set -- "$@" "$folder"
+done
+insmod /lib/coherent_memory.ko
+mine=$(cut -d ' ' -f 1 "$1/coherent_memory/coherent_memory")
+other=$(cut -d ' ' -f 1 "$2/coherent_memory/coherent_memory")
+dma() { echo "$1 $2 $3" >"$files/dma"; }
+files=$1/coherent_memory
+section there dma $((mine + FROM)) $((other + TO)) 4096
+section back dma $((other + TO)) $((mine + TO)) 4096
+"#;
+
+/// What a guest may use as its memory is memory to every device.
+#[test]
+#[ignore = "needs --user-device, which is not there yet"]
+fn devices_reach_the_memory_of_each_other() -> Result<()> {
+    const FROM: u64 = 3 << 20;
+    const TO: u64 = 300 << 20;
+    let devices = [
+        CoherentDevice::start(Options::default())?,
+        CoherentDevice::start(Options::default())?,
+    ];
+    let memories = [devices[0].memory()?, devices[1].memory()?];
+    // Each has something to send, so that it does not matter which of them the guest finds first.
+    for (memory, byte) in memories.iter().zip([0x11, 0x22]) {
+        memory.write_all_at(&[byte; PAGE], FROM)?;
+    }
+    let script = format!("FROM={FROM} TO={TO}\n{PEERS}");
+    let initramfs = Initramfs::new(&script).module("coherent_memory");
+    let report = Vmm::boot(&initramfs, CMDLINE)?
+        .args(["--memory", "size=512M,shared=on", "--user-device"])
+        .args(
+            devices
+                .each_ref()
+                .map(|device| format!("socket={}", device.socket().display())),
+        )
+        .run()?
+        .report()?;
+    report.text("there")?;
+    report.text("back")?;
+    let mut seen = [0, 0];
+    for (memory, seen) in memories.iter().zip(&mut seen) {
+        let mut page = vec![0; PAGE];
+        memory.read_exact_at(&mut page, TO)?;
+        *seen = page[0];
+        assert_eq!(page, vec![*seen; PAGE]);
+    }
+    ensure!(seen == [0x11; 2] || seen == [0x22; 2], "{seen:x?}");
+    Ok(())
+}
