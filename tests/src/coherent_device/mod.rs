@@ -4,7 +4,9 @@
 //! The program is `coherent_device`; [`CoherentDevice`] starts it for a test. Its registers are in
 //! docs/testing.md. It is built on the server half of the `vfio_user` crate, so that our client
 //! is tested against somebody else's idea of the protocol. It believes its client, which is our
-//! VMM: it is not meant to withstand a hostile one.
+//! VMM: it is not meant to withstand a hostile one. What the crate leaves to its clients: at most
+//! one descriptor in a message (`max_msg_fds`), descriptors of regions along with their
+//! capabilities alone, and errors without a reason.
 
 mod config_space;
 mod dma;

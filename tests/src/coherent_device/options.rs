@@ -52,7 +52,7 @@ pub struct Options {
     /// When the doorbell rings, end
     #[arg(long)]
     pub die_after_doorbell: bool,
-    /// When the doorbell rings, never answer anything again
+    /// When the doorbell rings, never answer anything again, not even a hang-up
     #[arg(long)]
     pub silent_after_doorbell: bool,
 }
