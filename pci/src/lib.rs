@@ -16,6 +16,7 @@ mod segment;
 #[cfg(test)]
 mod testing;
 pub mod vfio_user;
+pub mod vfio;
 
 pub use address::{Bdf, DEVICES};
 pub use facts::{BarFacts, CoherentMemory, DeviceFacts};

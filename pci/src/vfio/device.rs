@@ -1,0 +1,367 @@
+//! A device that VFIO passes through.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD,
+    VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
+    VFIO_PCI_VGA_REGION_INDEX, vfio_irq_info,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::container::Membership;
+use super::info::{RegionInfo, reset_groups};
+use super::sysfs::HostDevice;
+use super::{OpenError, sys};
+use crate::device::{Device, DeviceError, DeviceRegion, IrqKind, region};
+
+/// A device that VFIO passes through.
+///
+/// It is closed when it and all its [`MappableArea`](crate::MappableArea)s are dropped.
+#[derive(Debug)]
+pub struct VfioDevice {
+    file: Arc<OwnedFd>,
+    driver: String,
+    regions: Vec<Placed>,
+    irqs: BTreeMap<u32, Irqs>,
+    /// How many interrupts of a kind are turned on.
+    enabled: Mutex<BTreeMap<IrqKind, usize>>,
+    /// Whether it can be reset by itself.
+    resettable: bool,
+    /// After the file: a group is closed after its devices.
+    membership: Membership,
+}
+
+/// A region, and where it begins in the device's file.
+#[derive(Debug, Default)]
+struct Placed {
+    region: DeviceRegion,
+    offset: u64,
+}
+
+/// Interrupts of a kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Irqs {
+    count: u32,
+    /// Whether more of them can be turned on while some are.
+    resizable: bool,
+}
+
+impl VfioDevice {
+    /// Opens a device of a group and reads what it has.
+    pub(super) fn open(
+        device: &HostDevice,
+        group: &OwnedFd,
+        membership: Membership,
+    ) -> Result<Self, OpenError> {
+        let path = &device.path;
+        let describe = |what: String| {
+            move |source| OpenError::Describe {
+                path: path.clone(),
+                what,
+                source,
+            }
+        };
+        let file = CString::new(device.name.as_str())
+            .map_err(io::Error::from)
+            .and_then(|name| sys::open_device(group, &name));
+        let file = file.map_err(|source| OpenError::Device {
+            path: path.clone(),
+            source,
+        })?;
+        let file = Arc::new(file);
+        let info = sys::device_info(&file).map_err(describe("the device".to_owned()))?;
+        if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
+            return Err(OpenError::NotPci { path: path.clone() });
+        }
+        let page = sys::page_size();
+        let mut regions = Vec::new();
+        for index in 0..region::COUNT.min(info.num_regions) {
+            let bytes = match sys::region_info(&file, index) {
+                Err(error) if is_absent_vga(index, &error) => {
+                    regions.push(Placed::default());
+                    continue;
+                }
+                result => result.map_err(describe(format!("region {index}")))?,
+            };
+            let region = RegionInfo::parse(&bytes).map_err(|source| OpenError::Region {
+                path: path.clone(),
+                index,
+                source,
+            })?;
+            regions.push(Placed {
+                offset: region.offset,
+                region: region.into_region(&file, page),
+            });
+        }
+        regions.resize_with(region::COUNT as usize, Placed::default);
+        let mut irqs = BTreeMap::new();
+        for index in 0..info.num_irqs.min(VFIO_PCI_REQ_IRQ_INDEX + 1) {
+            let info = match sys::irq_info(&file, index) {
+                Err(error) if is_absent_irq(index, &error) => continue,
+                result => result.map_err(describe(format!("interrupts of kind {index}")))?,
+            };
+            irqs.insert(index, Irqs::from(info));
+        }
+        Ok(Self {
+            file,
+            driver: device.driver.clone(),
+            regions,
+            irqs,
+            enabled: Mutex::default(),
+            resettable: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            membership,
+        })
+    }
+
+    /// The host's driver that passes it through, such as `vfio-pci`.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// Has `event` written when the host wants the device back: it should be closed soon. The host
+    /// repeats that until it is.
+    ///
+    /// # Errors
+    /// The device has no such event, or refuses.
+    pub fn on_request(&self, event: &EventFd) -> Result<(), DeviceError> {
+        self.set_event(VFIO_PCI_REQ_IRQ_INDEX, "request for the device", event)
+    }
+
+    /// Has `event` written when the device reports an error that it cannot correct (PCI Express 6.0,
+    /// section 6.2): what it does from then on cannot be trusted.
+    ///
+    /// # Errors
+    /// The device has no such event, as devices without PCI Express have not, or refuses.
+    pub fn on_error(&self, event: &EventFd) -> Result<(), DeviceError> {
+        self.set_event(VFIO_PCI_ERR_IRQ_INDEX, "errors", event)
+    }
+
+    fn set_event(&self, index: u32, what: &str, event: &EventFd) -> Result<(), DeviceError> {
+        if self.irqs.get(&index).is_none_or(|irqs| irqs.count == 0) {
+            return Err(refused(
+                io::ErrorKind::Unsupported,
+                format!("it has no event for {what}"),
+            ));
+        }
+        self.trigger(index, &[event.as_raw_fd()])
+    }
+
+    /// Makes interrupts write to descriptors; an empty list turns them off.
+    fn trigger(&self, index: u32, events: &[RawFd]) -> Result<(), DeviceError> {
+        let kind = match events.is_empty() {
+            true => VFIO_IRQ_SET_DATA_NONE,
+            false => VFIO_IRQ_SET_DATA_EVENTFD,
+        };
+        let count = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        let flags = VFIO_IRQ_SET_ACTION_TRIGGER | kind;
+        let room = sys::set_irqs(&self.file, flags, index, count, events).map_err(device_error)?;
+        match room {
+            0 => Ok(()),
+            _ => Err(refused(
+                io::ErrorKind::Other,
+                format!("the host has room for {room} interrupts, not for {count}"),
+            )),
+        }
+    }
+
+    /// Where an access to a region goes in the device's file.
+    fn locate(&self, index: u32, offset: u64, length: usize) -> Result<u64, DeviceError> {
+        let placed = self.regions.get(index as usize);
+        let size = placed.map_or(0, |placed| placed.region.size);
+        let end = offset.checked_add(length as u64);
+        let at = placed.and_then(|placed| placed.offset.checked_add(offset));
+        at.filter(|_| end.is_some_and(|end| end <= size))
+            .ok_or_else(|| {
+                refused(
+                    io::ErrorKind::InvalidInput,
+                    format!("{length} bytes at {offset:#x} are not in region {index} of {size:#x} bytes"),
+                )
+            })
+    }
+
+    /// The files of all groups that are reset with this device, if all are ours.
+    fn reset_set(&self) -> Option<Vec<Arc<OwnedFd>>> {
+        let bytes = sys::hot_reset_info(&self.file).ok()?;
+        let groups = reset_groups(&bytes).ok()??;
+        let files = self.membership.files_of(&groups)?;
+        (!files.is_empty()).then_some(files)
+    }
+}
+
+impl From<vfio_irq_info> for Irqs {
+    fn from(info: vfio_irq_info) -> Self {
+        let vfio_irq_info {
+            argsz: _,
+            flags,
+            index: _,
+            count,
+        } = info;
+        let has_events = flags & VFIO_IRQ_INFO_EVENTFD != 0;
+        Self {
+            count: if has_events { count } else { 0 },
+            resizable: flags & VFIO_IRQ_INFO_NORESIZE == 0,
+        }
+    }
+}
+
+/// The kernel has no answer for the VGA region of what is no VGA card, rather than an empty one.
+fn is_absent_vga(index: u32, error: &io::Error) -> bool {
+    index == VFIO_PCI_VGA_REGION_INDEX && error.raw_os_error() == Some(libc::EINVAL)
+}
+
+/// So it is with errors of devices without PCI Express, and with requests before Linux 4.0.
+fn is_absent_irq(index: u32, error: &io::Error) -> bool {
+    index >= VFIO_PCI_ERR_IRQ_INDEX && error.raw_os_error() == Some(libc::EINVAL)
+}
+
+fn refused(kind: io::ErrorKind, text: String) -> DeviceError {
+    DeviceError::Refused(io::Error::new(kind, text))
+}
+
+/// A device that was taken out is no device any more, and a transfer that ended early is one that VFIO
+/// does not know.
+fn device_error(error: io::Error) -> DeviceError {
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::ENXIO) => DeviceError::Lost(error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => DeviceError::Lost(error),
+        _ => DeviceError::Refused(error),
+    }
+}
+
+impl Device for VfioDevice {
+    fn region(&self, index: u32) -> &DeviceRegion {
+        static ABSENT: DeviceRegion = DeviceRegion {
+            size: 0,
+            readable: false,
+            writable: false,
+            mappable: Vec::new(),
+            sparse: false,
+        };
+        let placed = self.regions.get(index as usize);
+        placed.map_or(&ABSENT, |placed| &placed.region)
+    }
+
+    fn irqs(&self, kind: IrqKind) -> u32 {
+        self.irqs.get(&kind.index()).map_or(0, |irqs| irqs.count)
+    }
+
+    fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
+        let at = self.locate(region, offset, data.len())?;
+        sys::read_at(&self.file, at, data).map_err(device_error)
+    }
+
+    fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let at = self.locate(region, offset, data.len())?;
+        sys::write_at(&self.file, at, data).map_err(device_error)
+    }
+
+    fn set_irqs(&self, kind: IrqKind, events: &[Option<&EventFd>]) -> Result<(), DeviceError> {
+        let index = kind.index();
+        let irqs = self.irqs.get(&index).copied().unwrap_or_default();
+        if events.len() > irqs.count as usize {
+            return Err(refused(
+                io::ErrorKind::InvalidInput,
+                format!("it has {} interrupts of this kind, not {}", irqs.count, events.len()),
+            ));
+        }
+        let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = enabled.get(&kind).copied().unwrap_or(0);
+        let fd = |event: &Option<&EventFd>| event.map_or(-1, AsRawFd::as_raw_fd);
+        let mut fds: Vec<RawFd> = events.iter().map(fd).collect();
+        let must_restart = before > 0 && fds.len() > before && !irqs.resizable;
+        if before > 0 && (fds.is_empty() || must_restart) {
+            self.trigger(index, &[])?;
+            enabled.remove(&kind);
+        }
+        if fds.is_empty() {
+            return Ok(());
+        }
+        if !must_restart {
+            // The kernel leaves those alone that it is not told of.
+            fds.resize(fds.len().max(before), -1);
+        }
+        self.trigger(index, &fds)?;
+        enabled.insert(kind, fds.len());
+        Ok(())
+    }
+
+    fn unmask_intx_on(&self, event: &EventFd) -> Result<(), DeviceError> {
+        let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_EVENTFD;
+        let index = IrqKind::Intx.index();
+        sys::set_irqs(&self.file, flags, index, 1, &[event.as_raw_fd()]).map_err(device_error)?;
+        Ok(())
+    }
+
+    fn unmask_intx(&self) -> Result<(), DeviceError> {
+        let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE;
+        let index = IrqKind::Intx.index();
+        sys::set_irqs(&self.file, flags, index, 1, &[]).map_err(device_error)?;
+        Ok(())
+    }
+
+    fn can_reset(&self) -> bool {
+        self.resettable || self.reset_set().is_some()
+    }
+
+    /// A device that cannot be reset by itself is reset with all others on its bus or slot, if all of
+    /// these belong to groups of the same container.
+    fn reset(&self) -> Result<(), DeviceError> {
+        if self.resettable {
+            return sys::reset(&self.file).map_err(device_error);
+        }
+        let Some(groups) = self.reset_set() else {
+            return Err(refused(
+                io::ErrorKind::Unsupported,
+                "it has no reset of its own, nor one that concerns this machine's devices alone".to_owned(),
+            ));
+        };
+        let groups: Vec<RawFd> = groups.iter().map(|group| group.as_raw_fd()).collect();
+        sys::hot_reset(&self.file, &groups).map_err(device_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_gone_is_lost() {
+        let error = |errno| device_error(io::Error::from_raw_os_error(errno));
+        assert!(matches!(error(libc::ENODEV), DeviceError::Lost(_)));
+        assert!(matches!(error(libc::EINVAL), DeviceError::Refused(_)));
+        // Registers of a device that is asleep, or whose decoder is off.
+        assert!(matches!(error(libc::EIO), DeviceError::Refused(_)));
+        let short = io::Error::new(io::ErrorKind::UnexpectedEof, "2 of 4 bytes");
+        assert!(matches!(device_error(short), DeviceError::Lost(_)));
+    }
+
+    #[test]
+    fn interrupts_without_events_are_none() {
+        let info = |flags| {
+            Irqs::from(vfio_irq_info {
+                flags,
+                count: 8,
+                ..Default::default()
+            })
+        };
+        assert_eq!(info(VFIO_IRQ_INFO_EVENTFD).count, 8);
+        assert!(info(VFIO_IRQ_INFO_EVENTFD).resizable);
+        assert!(!info(VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE).resizable);
+        assert_eq!(info(0).count, 0);
+    }
+
+    #[test]
+    fn only_optional_things_may_be_absent() {
+        let invalid = io::Error::from_raw_os_error(libc::EINVAL);
+        assert!(is_absent_vga(8, &invalid) && !is_absent_vga(7, &invalid));
+        assert!(is_absent_irq(3, &invalid) && !is_absent_irq(2, &invalid));
+        let gone = io::Error::from_raw_os_error(libc::ENODEV);
+        assert!(!is_absent_vga(8, &gone) && !is_absent_irq(3, &gone));
+    }
+}
