@@ -15,8 +15,8 @@ pub mod passthrough;
 mod segment;
 #[cfg(test)]
 mod testing;
-pub mod vfio_user;
 pub mod vfio;
+pub mod vfio_user;
 
 pub use address::{Bdf, DEVICES};
 pub use facts::{BarFacts, CoherentMemory, DeviceFacts};

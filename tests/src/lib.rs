@@ -16,6 +16,7 @@ mod host;
 mod initramfs;
 mod lab;
 mod output;
+pub mod passthrough;
 pub mod probe;
 mod report;
 mod signals;

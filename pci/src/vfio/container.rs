@@ -310,7 +310,8 @@ fn check(iommu: &IommuInfo, gpa: u64, area: Area) -> Result<(), DmaError> {
     let Some(ranges) = &iommu.ranges else {
         return Ok(());
     };
-    let fits = |range: &std::ops::RangeInclusive<u64>| *range.start() <= gpa && last <= *range.end();
+    let fits =
+        |range: &std::ops::RangeInclusive<u64>| *range.start() <= gpa && last <= *range.end();
     match ranges.iter().any(fits) {
         true => Ok(()),
         false => Err(DmaError::Outside {
@@ -385,7 +386,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = Container::in_folder(folder.path()).unwrap_err();
         assert!(matches!(error, OpenError::NoVfio { .. }));
-        assert!(error.to_string().contains("load the kernel module vfio-pci"));
+        assert!(
+            error
+                .to_string()
+                .contains("load the kernel module vfio-pci")
+        );
         // Something else of that name.
         File::create(folder.path().join("vfio")).unwrap();
         let error = Container::in_folder(folder.path()).unwrap_err();

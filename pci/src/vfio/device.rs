@@ -180,7 +180,9 @@ impl VfioDevice {
             .ok_or_else(|| {
                 refused(
                     io::ErrorKind::InvalidInput,
-                    format!("{length} bytes at {offset:#x} are not in region {index} of {size:#x} bytes"),
+                    format!(
+                        "{length} bytes at {offset:#x} are not in region {index} of {size:#x} bytes"
+                    ),
                 )
             })
     }
@@ -267,7 +269,11 @@ impl Device for VfioDevice {
         if events.len() > irqs.count as usize {
             return Err(refused(
                 io::ErrorKind::InvalidInput,
-                format!("it has {} interrupts of this kind, not {}", irqs.count, events.len()),
+                format!(
+                    "it has {} interrupts of this kind, not {}",
+                    irqs.count,
+                    events.len()
+                ),
             ));
         }
         let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -318,7 +324,8 @@ impl Device for VfioDevice {
         let Some(groups) = self.reset_set() else {
             return Err(refused(
                 io::ErrorKind::Unsupported,
-                "it has no reset of its own, nor one that concerns this machine's devices alone".to_owned(),
+                "it has no reset of its own, nor one that concerns this machine's devices alone"
+                    .to_owned(),
             ));
         };
         let groups: Vec<RawFd> = groups.iter().map(|group| group.as_raw_fd()).collect();

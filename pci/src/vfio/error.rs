@@ -141,7 +141,10 @@ pub enum OpenError {
         group: u32,
     },
     /// The IOMMU cannot be used.
-    #[error("the IOMMU cannot be used for IOMMU group {group}{}", iommu_advice(source))]
+    #[error(
+        "the IOMMU cannot be used for IOMMU group {group}{}",
+        iommu_advice(source)
+    )]
     Iommu {
         /// The group.
         group: u32,
@@ -258,7 +261,10 @@ pub enum DmaError {
         page: u64,
     },
     /// The kernel refused.
-    #[error("guest memory at {gpa:#x}, {size:#x} bytes, cannot be mapped for devices{}", map_advice(source))]
+    #[error(
+        "guest memory at {gpa:#x}, {size:#x} bytes, cannot be mapped for devices{}",
+        map_advice(source)
+    )]
     Map {
         /// First address, guest-physical.
         gpa: u64,
@@ -288,7 +294,9 @@ pub enum DmaError {
         source: io::Error,
     },
     /// The kernel took only a part away.
-    #[error("of guest memory at {gpa:#x} only {done:#x} of {size:#x} bytes were taken away from devices")]
+    #[error(
+        "of guest memory at {gpa:#x} only {done:#x} of {size:#x} bytes were taken away from devices"
+    )]
     Partial {
         /// First address, guest-physical.
         gpa: u64,
@@ -346,11 +354,17 @@ mod tests {
     fn errors_name_devices_and_say_what_to_do() {
         let error = OpenError::NotViable {
             group: 7,
-            devices: vec!["0000:01:00.1 (snd)".to_owned(), "0000:01:00.2 (x)".to_owned()],
+            devices: vec![
+                "0000:01:00.1 (snd)".to_owned(),
+                "0000:01:00.2 (x)".to_owned(),
+            ],
         };
         let text = error.to_string();
         assert!(text.contains("group 7"), "{text}");
-        assert!(text.contains("0000:01:00.1 (snd), 0000:01:00.2 (x)"), "{text}");
+        assert!(
+            text.contains("0000:01:00.1 (snd), 0000:01:00.2 (x)"),
+            "{text}"
+        );
         assert!(text.contains("unbind"), "{text}");
 
         let error = OpenError::Iommu {
@@ -369,7 +383,10 @@ mod tests {
         };
         let text = error.to_string();
         assert!(text.contains("0xffff000-0x100000fff"), "{text}");
-        assert!(text.contains("0x0-0xfedfffff, 0xfef00000-0xffffffffffff"), "{text}");
+        assert!(
+            text.contains("0x0-0xfedfffff, 0xfef00000-0xffffffffffff"),
+            "{text}"
+        );
         let error = io::Error::from(error);
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
@@ -388,6 +405,9 @@ mod tests {
         assert!(text(libc::ENOMEM).contains("RLIMIT_MEMLOCK"));
         assert!(text(libc::ENOSPC).contains("dma_entry_limit"));
         assert!(text(libc::EEXIST).contains("something else"));
-        assert!(text(libc::EINVAL).ends_with("0x40000000, 0x200000 bytes, cannot be mapped for devices"));
+        assert!(
+            text(libc::EINVAL)
+                .ends_with("0x40000000, 0x200000 bytes, cannot be mapped for devices")
+        );
     }
 }

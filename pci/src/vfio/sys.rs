@@ -245,7 +245,9 @@ fn query(fd: &impl AsRawFd, request: c_ulong, argument: &[u8]) -> io::Result<Vec
         let mut buffer = [&[0; 4], argument].concat();
         buffer.resize(size, 0);
         fill(fd, request, &mut buffer)?;
-        let needed = buffer.first_chunk().map_or(0, |size| u32::from_ne_bytes(*size));
+        let needed = buffer
+            .first_chunk()
+            .map_or(0, |size| u32::from_ne_bytes(*size));
         let needed = needed as usize;
         if needed <= size {
             return Ok(buffer);

@@ -1,0 +1,129 @@
+//! Devices that an emulated host has for tests to pass through; `scripts/lab-run` puts them there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+
+const PCI: &str = "/sys/bus/pci";
+/// The devices are there once, for all tests of a process.
+static DEVICES: Mutex<()> = Mutex::new(());
+
+/// A device to pass through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostDevice {
+    /// A disk (NVM Express) of 64 MiB: a function with MSI-X and a reset of its own.
+    Nvme,
+    /// A network card (Intel 82576) that is connected to nothing: several BARs, I/O ports among
+    /// them, and MSI-X interrupts that its registers send on demand.
+    NetworkCard,
+    /// Memory (QEMU, docs/specs/ivshmem-spec.rst): BAR 0 is smaller than a page, BAR 2 has 64 MiB.
+    SharedMemory,
+    /// Made for teaching (QEMU, docs/specs/edu.rst): its registers send INTx or an MSI and copy by DMA. Function
+    /// 1 beside [`SharedMemory`](Self::SharedMemory): both are in one IOMMU group, and are only reset together.
+    Edu,
+}
+
+impl HostDevice {
+    /// Vendor and device id.
+    pub fn id(self) -> (u16, u16) {
+        match self {
+            Self::Nvme => (0x1b36, 0x0010),
+            Self::NetworkCard => (0x8086, 0x10c9),
+            Self::SharedMemory => (0x1af4, 0x1110),
+            Self::Edu => (0x1234, 0x11e8),
+        }
+    }
+
+    /// Its folder in sysfs.
+    ///
+    /// # Errors
+    /// If the host does not have it.
+    pub fn path(self) -> Result<PathBuf> {
+        let (vendor, device) = self.id();
+        let wanted = [format!("{vendor:#06x}"), format!("{device:#06x}")];
+        let folder = Path::new(PCI).join("devices");
+        for entry in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
+            let path = entry?.path();
+            let ids = ["vendor", "device"].map(|name| fs::read_to_string(path.join(name)));
+            if ids
+                .iter()
+                .zip(&wanted)
+                .all(|(id, wanted)| id.as_ref().is_ok_and(|id| id.trim() == wanted))
+            {
+                return Ok(path);
+            }
+        }
+        anyhow::bail!(
+            "the host has no {self:?} ({vendor:04x}:{device:04x}), which scripts/lab-run gives it"
+        )
+    }
+
+    fn bind(self) -> Result<()> {
+        let path = self.path()?;
+        write(&path.join("driver_override"), "vfio-pci")?;
+        write(&Path::new(PCI).join("drivers_probe"), &name(&path))?;
+        ensure!(
+            fs::read_link(path.join("driver")).is_ok_and(|driver| driver.ends_with("vfio-pci")),
+            "vfio-pci did not take {}",
+            path.display()
+        );
+        Ok(())
+    }
+
+    /// Takes it away from its driver; waits until nobody uses it.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn unbind(self) -> Result<()> {
+        let path = self.path()?;
+        write(&path.join("driver/unbind"), &name(&path))?;
+        write(&path.join("driver_override"), "\n")
+    }
+}
+
+/// Devices that are bound to vfio-pci until this is dropped. One test at a time has some; others wait.
+pub struct PassedThrough {
+    devices: Vec<HostDevice>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl PassedThrough {
+    /// Binds devices to vfio-pci.
+    ///
+    /// # Errors
+    /// If the host does not have them, or the driver does not take them.
+    pub fn take(devices: &[HostDevice]) -> Result<Self> {
+        let turn = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Self {
+            devices: Vec::new(),
+            _turn: turn,
+        };
+        for device in devices {
+            // First, so that it is unbound even if it was not bound well.
+            taken.devices.push(*device);
+            device.bind()?;
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for PassedThrough {
+    fn drop(&mut self) {
+        for device in &self.devices {
+            // A test may have done so itself.
+            let _ = device.unbind();
+        }
+    }
+}
+
+/// What the kernel calls a device.
+fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {text:?} to {}", path.display()))
+}
