@@ -23,6 +23,9 @@ pub enum HostDevice {
     /// Made for teaching (QEMU, docs/specs/edu.rst): its registers send INTx or an MSI and copy by DMA. Function
     /// 1 beside [`SharedMemory`](Self::SharedMemory): both are in one IOMMU group, and are only reset together.
     Edu,
+    /// Registers without a purpose. Function 0 beside one that the host's driver `virtio-pci` has, so that
+    /// their IOMMU group cannot be passed through.
+    Entangled,
 }
 
 impl HostDevice {
@@ -33,6 +36,7 @@ impl HostDevice {
             Self::NetworkCard => (0x8086, 0x10c9),
             Self::SharedMemory => (0x1af4, 0x1110),
             Self::Edu => (0x1234, 0x11e8),
+            Self::Entangled => (0x1b36, 0x0005),
         }
     }
 

@@ -246,6 +246,12 @@ fn two_devices_share_a_container() -> Result<()> {
     assert_eq!(read_u32(&card, region::CONFIG, 0)?, 0x10c9_8086);
     assert_eq!(container.groups().len(), 2);
 
+    let error = open(&container, HostDevice::Nvme).unwrap_err();
+    let twice = error.downcast_ref::<OpenError>();
+    assert!(
+        matches!(twice, Some(OpenError::AlreadyOpen { .. })),
+        "{error:#}"
+    );
     let elsewhere = Container::new()?;
     let error = open(&elsewhere, HostDevice::Nvme).unwrap_err();
     let busy = error.downcast_ref::<OpenError>();
@@ -366,6 +372,33 @@ fn dma_reaches_what_is_mapped_and_nothing_else() -> Result<()> {
     container.unmap(B, 0x4000)?;
     edu.copy_through(A, B + 0x1000, 0x100)?;
     assert!(target.is_all(0x1000..0x1100, 0x11)?);
+    Ok(())
+}
+
+#[test]
+fn dma_reaches_the_memory_of_another_device() -> Result<()> {
+    const RAM: u64 = 0x100_0000;
+    const BAR: u64 = 0x200_0000;
+    let devices = [HostDevice::SharedMemory, HostDevice::Edu];
+    let _host = PassedThrough::take(&devices)?;
+    let container = Container::new()?;
+    let device = open(&container, HostDevice::SharedMemory)?;
+    let edu = Edu::open(&container)?;
+    let memory = Memory::new(0x4000)?;
+    container.map(&memory.area(RAM, true))?;
+    let bar = Memory(map(&device.region(2).mappable[0])?.0);
+    container.map(&bar.area(BAR, true))?;
+
+    memory.fill(0..0x100, 0x5a)?;
+    device.write(2, 0x30_0000, &[0; 8])?;
+    edu.copy_through(RAM, BAR + 0x30_0000, 0x100)?;
+    assert_eq!(read_u32(&device, 2, 0x30_0000)?, 0x5a5a_5a5a);
+    write_u32(&device, 2, 0x30_0000, 0x1234_5678)?;
+    edu.copy_through(BAR + 0x30_0000, RAM + 0x1000, 4)?;
+    let mut data = [0; 4];
+    memory.0.as_volatile_slice().read_slice(&mut data, 0x1000)?;
+    assert_eq!(u32::from_le_bytes(data), 0x1234_5678);
+    container.unmap(BAR, bar.0.size() as u64)?;
     Ok(())
 }
 
@@ -565,6 +598,21 @@ fn what_cannot_be_passed_through_is_refused() -> Result<()> {
     let error = refusal(Path::new("/sys/bus/pci/devices/0000:00:1e.7"));
     assert!(matches!(error, OpenError::Missing { .. }), "{error}");
     assert!(container.groups().is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_group_that_the_host_uses_is_refused_with_the_names_of_its_devices() -> Result<()> {
+    let _host = PassedThrough::take(&[HostDevice::Entangled])?;
+    let container = Container::new()?;
+    let error = open(&container, HostDevice::Entangled).unwrap_err();
+    let Some(OpenError::NotViable { devices, .. }) = error.downcast_ref() else {
+        panic!("{error:#}");
+    };
+    let path = HostDevice::Entangled.path()?;
+    let name = path.file_name().context("no name")?.display().to_string();
+    let neighbour = name.replace(".0", ".1");
+    assert_eq!(*devices, [format!("{neighbour} (virtio-pci)")]);
     Ok(())
 }
 

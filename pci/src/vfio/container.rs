@@ -1,6 +1,6 @@
 //! Groups of devices that see the same guest memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -48,8 +48,8 @@ struct State {
 #[derive(Debug)]
 struct Group {
     file: Arc<OwnedFd>,
-    /// How many of its devices are open.
-    devices: usize,
+    /// Its devices that are open, by the names that the kernel has for them.
+    devices: BTreeSet<String>,
 }
 
 /// A [`DmaArea`] as the kernel needs it.
@@ -65,14 +65,15 @@ struct Area {
 pub struct Membership {
     container: Container,
     group: u32,
+    name: String,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
         let mut state = self.container.lock();
         if let Some(group) = state.groups.get_mut(&self.group) {
-            group.devices = group.devices.saturating_sub(1);
-            if group.devices == 0 {
+            group.devices.remove(&self.name);
+            if group.devices.is_empty() {
                 state.groups.remove(&self.group);
             }
         }
@@ -124,7 +125,7 @@ impl Container {
     /// group if that is not open yet. The device is reset by that, if it can be.
     ///
     /// # Errors
-    /// It cannot be passed through as it is; the error says what to do.
+    /// It cannot be passed through as it is, or is already; the error says what to do.
     pub fn open_device(&self, sysfs_path: &Path) -> Result<VfioDevice, OpenError> {
         let device = HostDevice::find(sysfs_path)?;
         let (membership, group) = self.join(&device)?;
@@ -141,9 +142,13 @@ impl Container {
 
     fn join(&self, device: &HostDevice) -> Result<(Membership, Arc<OwnedFd>), OpenError> {
         let mut state = self.lock();
+        let name = device.name.clone();
         let file = match state.groups.get_mut(&device.group) {
             Some(group) => {
-                group.devices += 1;
+                if !group.devices.insert(name.clone()) {
+                    let path = device.path.clone();
+                    return Err(OpenError::AlreadyOpen { path });
+                }
                 Arc::clone(&group.file)
             }
             None => {
@@ -151,7 +156,7 @@ impl Container {
                 state.iommu = self.attach(device.group, &file, &state.areas)?;
                 let group = Group {
                     file: Arc::clone(&file),
-                    devices: 1,
+                    devices: BTreeSet::from([name.clone()]),
                 };
                 state.groups.insert(device.group, group);
                 file
@@ -160,6 +165,7 @@ impl Container {
         let membership = Membership {
             container: self.clone(),
             group: device.group,
+            name,
         };
         Ok((membership, file))
     }

@@ -196,6 +196,29 @@ impl VfioDevice {
     }
 }
 
+/// How to get from some interrupts of a kind to others.
+#[derive(Debug, PartialEq, Eq)]
+struct Change {
+    /// Whether all are turned off at first.
+    disable: bool,
+    /// How many there are then.
+    enable: usize,
+}
+
+impl Change {
+    fn new(before: usize, wanted: usize, resizable: bool) -> Self {
+        let disable = before > 0 && (wanted == 0 || wanted > before && !resizable);
+        Self {
+            disable,
+            enable: match disable || wanted == 0 {
+                true => wanted,
+                // The kernel leaves those alone that it is not told of.
+                false => wanted.max(before),
+            },
+        }
+    }
+}
+
 impl From<vfio_irq_info> for Irqs {
     fn from(info: vfio_irq_info) -> Self {
         let vfio_irq_info {
@@ -280,20 +303,16 @@ impl Device for VfioDevice {
         let before = enabled.get(&kind).copied().unwrap_or(0);
         let fd = |event: &Option<&EventFd>| event.map_or(-1, AsRawFd::as_raw_fd);
         let mut fds: Vec<RawFd> = events.iter().map(fd).collect();
-        let must_restart = before > 0 && fds.len() > before && !irqs.resizable;
-        if before > 0 && (fds.is_empty() || must_restart) {
+        let change = Change::new(before, fds.len(), irqs.resizable);
+        if change.disable {
             self.trigger(index, &[])?;
             enabled.remove(&kind);
         }
-        if fds.is_empty() {
-            return Ok(());
+        if change.enable > 0 {
+            fds.resize(change.enable, -1);
+            self.trigger(index, &fds)?;
+            enabled.insert(kind, fds.len());
         }
-        if !must_restart {
-            // The kernel leaves those alone that it is not told of.
-            fds.resize(fds.len().max(before), -1);
-        }
-        self.trigger(index, &fds)?;
-        enabled.insert(kind, fds.len());
         Ok(())
     }
 
@@ -361,6 +380,22 @@ mod tests {
         assert!(info(VFIO_IRQ_INFO_EVENTFD).resizable);
         assert!(!info(VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE).resizable);
         assert_eq!(info(0).count, 0);
+    }
+
+    #[test]
+    fn interrupts_are_turned_off_only_where_they_must_be() {
+        for (before, wanted, resizable, disable, enable) in [
+            (0, 0, false, false, 0),
+            (0, 3, false, false, 3),
+            (3, 3, false, false, 3),
+            (3, 1, false, false, 3),
+            (3, 4, true, false, 4),
+            (3, 4, false, true, 4),
+            (3, 0, true, true, 0),
+        ] {
+            let expected = Change { disable, enable };
+            assert_eq!(Change::new(before, wanted, resizable), expected);
+        }
     }
 
     #[test]

@@ -67,6 +67,12 @@ pub enum OpenError {
         /// The device.
         path: PathBuf,
     },
+    /// This machine has it already.
+    #[error("{} is given to this machine twice: once is enough", path.display())]
+    AlreadyOpen {
+        /// The device.
+        path: PathBuf,
+    },
     /// VFIO is not there.
     #[error("{} cannot be opened: load the kernel module vfio-pci", path.display())]
     NoVfio {
