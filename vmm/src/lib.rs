@@ -5,6 +5,7 @@ pub mod config;
 pub mod console;
 pub mod logger;
 pub mod machine;
+pub mod passthrough;
 pub mod plan;
 pub mod show;
 mod vmm;

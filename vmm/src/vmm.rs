@@ -19,6 +19,7 @@ use crate::machine::{
     Consoles, Control, Ending, Host, HostError, Machine, MachineError, Payload, PayloadError,
     VcpuFailure, prepare_kicks,
 };
+use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{Plan, PlanError};
 
 /// Why a virtual machine could not be run to a proper end.
@@ -27,6 +28,9 @@ pub enum VmmError {
     /// The host cannot run guests.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A device cannot be passed through.
+    #[error(transparent)]
+    Passthrough(#[from] PassthroughError),
     /// The configuration does not fit this host.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -96,6 +100,7 @@ pub struct Vmm {
     config: VmConfig,
     host: Host,
     plan: Plan,
+    passthrough: Passthrough,
     consoles: Consoles,
     events: EventManager<Subscriber>,
     requests: Receiver<Request>,
@@ -105,7 +110,9 @@ pub struct Vmm {
 impl Vmm {
     /// Plans the machine and opens what outlives a reboot. The configuration must be valid.
     pub fn new(config: VmConfig) -> Result<Self, VmmError> {
-        let host = Host::open()?;
+        let mut host = Host::open()?;
+        let passthrough = Passthrough::open(&config)?;
+        host.facts.devices = passthrough.facts();
         let plan = Plan::new(&config, &host.facts)?;
         for warning in plan.warnings() {
             log::warn!("{warning}");
@@ -123,6 +130,7 @@ impl Vmm {
             config,
             host,
             plan,
+            passthrough,
             consoles,
             events,
             requests,
@@ -163,6 +171,7 @@ impl Vmm {
             &self.plan,
             &self.config,
             &mut payload,
+            &self.passthrough,
             &self.consoles,
             control,
         )?;

@@ -41,7 +41,7 @@ pub const PCI_ECAM: GpaRange = GpaRange::new(0x3000_0000, PCI_ECAM_SIZE * MAX_PC
 /// Configuration space of one PCI segment, which has one bus, in bytes.
 pub const PCI_ECAM_SIZE: u64 = MIB;
 /// PCI segments whose configuration space fits.
-pub const MAX_PCI_SEGMENTS: u16 = 16;
+pub const MAX_PCI_SEGMENTS: u16 = 96;
 
 /// First address of RAM.
 pub const RAM_START: u64 = 0x4000_0000;
@@ -68,6 +68,10 @@ pub const INTID_SERIAL: u32 = 33;
 pub const INTID_RTC: u32 = 34;
 /// INTID of the Generic Event Device.
 pub const INTID_EVENTS: u32 = 35;
+/// First INTID for PCI INTx, and how many there are.
+pub const INTID_PCI_INTX: u32 = 40;
+/// See [`INTID_PCI_INTX`].
+pub const PCI_INTX_LINES: u32 = 8;
 
 /// Redistributors of this many CPUs; at most [`MAX_CPUS`] fit before the next device.
 pub const fn gic_redistributors(cpus: u32) -> GpaRange {
@@ -176,7 +180,7 @@ mod tests {
     fn windows_end_where_the_map_says() {
         assert_eq!(gic_redistributors(MAX_CPUS).end(), 0x0C00_0000);
         assert_eq!(PCI_MMIO32.end(), 0x3000_0000);
-        assert_eq!(PCI_ECAM.end(), 0x3100_0000);
+        assert_eq!(PCI_ECAM.end(), 0x3600_0000);
         assert_eq!(ACPI_START, 0x4020_0000);
     }
 

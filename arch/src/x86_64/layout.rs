@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000_0000  low RAM, with boot structures, ACPI's RSDP and SMBIOS below 1 MiB
 //! 0x0000_c000_0000  32-bit PCI window (at most 3 GiB of RAM lies below it)
-//! 0x0000_e800_0000  ECAM, one MiB for each of up to 16 PCI segments
+//! 0x0000_e800_0000  ECAM, one MiB for each of up to 96 PCI segments
 //! 0x0000_fec0_0000  I/O APIC
 //! 0x0000_fee0_0000  local APICs
 //! 0x0000_fffb_c000  pages that KVM takes on Intel hosts
@@ -74,7 +74,7 @@ pub const ECAM_START: u64 = 0xe800_0000;
 /// Configuration space of a segment with one bus: 32 devices of 8 functions of 4 KiB.
 pub const ECAM_SEGMENT_SIZE: u64 = 0x10_0000;
 /// Most PCI segments.
-pub const ECAM_MAX_SEGMENTS: u64 = 16;
+pub const ECAM_MAX_SEGMENTS: u64 = 96;
 /// End of the configuration space of all segments.
 pub const ECAM_END: u64 = ECAM_START + ECAM_MAX_SEGMENTS * ECAM_SEGMENT_SIZE;
 
@@ -129,6 +129,11 @@ pub const SLEEP_PORTS: u16 = 3;
 
 /// Event register of the ACPI Generic Event Device, one byte.
 pub const GED_PORT: u16 = 0x608;
+
+/// I/O ports of PCI BARs, far from where fixed devices are.
+pub const PCI_PORTS_START: u16 = 0xc000;
+/// Number of I/O ports of PCI BARs: all up to the last.
+pub const PCI_PORTS_SIZE: u16 = 0x4000;
 
 // ---- Interrupts --------------------------------------------------------------------------------
 

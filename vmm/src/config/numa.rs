@@ -142,6 +142,19 @@ const DISTANCES: std::ops::RangeInclusive<u32> = 11..=254;
 const MAX_LATENCY: u32 = u32::MAX / 1000;
 
 impl NumaConfig {
+    /// A node with nothing in it.
+    pub fn bare(id: u32) -> Self {
+        Self {
+            guest_numa_id: id,
+            cpus: Vec::new(),
+            distances: Vec::new(),
+            memory_zones: Vec::new(),
+            hmat: Vec::new(),
+            pci_segments: Vec::new(),
+            device_id: None,
+        }
+    }
+
     /// Whether neither CPUs nor memory are in it.
     pub fn is_bare(&self) -> bool {
         self.cpus.is_empty() && self.memory_zones.is_empty()

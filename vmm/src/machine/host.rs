@@ -64,6 +64,8 @@ impl Host {
             max_vcpu_ids: limit(kvm.get_max_vcpu_id()),
             pmu: HOST_ISA == Isa::Aarch64 && kvm.check_extension(kvm_ioctls::Cap::ArmPmuV3),
             memory: host_memory(),
+            cacheable_device_memory: caches_device_memory(&kvm),
+            devices: std::collections::BTreeMap::new(),
         };
         Ok(Self {
             kvm,
@@ -111,6 +113,13 @@ fn numbers(text: &str) -> Vec<u32> {
 
 fn limit(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Whether memory of devices is mapped cacheable where the host's driver maps it so.
+fn caches_device_memory(kvm: &Kvm) -> bool {
+    /// KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (Linux 6.17, include/uapi/linux/kvm.h).
+    const CACHEABLE_PFNMAP: std::ffi::c_ulong = 243;
+    HOST_ISA == Isa::X86_64 || kvm.check_extension_raw(CACHEABLE_PFNMAP) > 0
 }
 
 /// Width of guest-physical addresses; hosts that cannot tell have 40 bits

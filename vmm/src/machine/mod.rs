@@ -8,9 +8,14 @@ mod control;
 mod devices;
 mod host;
 mod memory;
+mod msi;
 mod payload;
+mod pci;
 mod report;
+mod routes;
+mod space;
 mod vcpu;
+mod view;
 
 #[cfg(target_arch = "aarch64")]
 #[path = "aarch64/mod.rs"]
@@ -28,6 +33,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::VmConfig;
+use crate::passthrough::Passthrough;
 use crate::plan::{FirmwarePlan, Plan, PlannedTable};
 
 pub use self::affinity::AffinityError;
@@ -37,11 +43,13 @@ pub use self::host::{HOST_ISA, Host, HostError, host_memory};
 pub use self::isa::boot::BootError;
 pub use self::memory::MemoryError;
 pub use self::payload::{Payload, PayloadError};
+pub use self::pci::DeviceError;
 pub use self::report::{FailureReason, VcpuFailure};
 pub use self::vcpu::prepare_kicks;
 
 use self::devices::Devices;
 use self::memory::GuestRam;
+use self::pci::{Connections, PciFunctions};
 use self::vcpu::{VcpuContext, VcpuThread};
 
 /// Why a machine cannot be built.
@@ -73,6 +81,9 @@ pub enum MachineError {
     #[cfg(target_arch = "x86_64")]
     #[error("--cpus: cannot derive the guest's CPUID")]
     Cpuid(#[from] arch::x86_64::cpuid::CpuidError),
+    /// A passed-through device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The plan is for another instruction set.
     #[error("the plan is not for this host's instruction set")]
     ForeignPlan,
@@ -123,6 +134,7 @@ pub struct Machine {
     context: Arc<VcpuContext>,
     power_button: Option<PowerButton>,
     consoles: Consoles,
+    _functions: PciFunctions,
     _interrupts: isa::Interrupts,
     _vm: Arc<VmFd>,
     _ram: GuestRam,
@@ -137,6 +149,7 @@ impl Machine {
         plan: &Plan,
         config: &VmConfig,
         payload: &mut Payload,
+        passthrough: &Passthrough,
         consoles: &Consoles,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
@@ -147,13 +160,22 @@ impl Machine {
         ram.populate()?;
         let entry = isa::boot::load(ram.memory(), plan, payload)?;
         let vm = isa::create_vm(host, plan)?;
-        ram.attach(&vm)?;
+        let ram_slots = ram.attach(&vm)?;
         let vcpus = isa::create_vcpus(&vm, plan)?;
         let interrupts = isa::create_interrupts(&vm, plan, &vcpus)?;
         let Devices {
             buses,
             power_button,
         } = Devices::build(plan, &interrupts, consoles, control)?;
+        let connections = Connections {
+            vm: &vm,
+            mmio: &buses.mmio,
+            pio: &buses.pio,
+            ram: (&ram, ram_slots),
+            interrupts: &interrupts,
+        };
+        let peer_to_peer = config.platform.vfio_p2p_dma;
+        let functions = PciFunctions::build(plan, passthrough, &connections, peer_to_peer)?;
         let context = Arc::new(VcpuContext {
             buses,
             control: Arc::clone(control),
@@ -165,6 +187,7 @@ impl Machine {
             context,
             power_button,
             consoles: consoles.clone(),
+            _functions: functions,
             _interrupts: interrupts,
             _vm: vm,
             _ram: ram,

@@ -24,9 +24,9 @@ use devices::bus::Bus;
 /// What vCPUs reach by leaving the guest.
 pub struct Buses {
     /// Memory-mapped registers.
-    pub mmio: Bus,
+    pub mmio: Arc<Bus>,
     /// x86 I/O ports; empty elsewhere.
-    pub pio: Bus,
+    pub pio: Arc<Bus>,
     /// x86: who is told of the end of a level-triggered interrupt.
     #[cfg(target_arch = "x86_64")]
     pub ioapic: Option<Arc<devices::ioapic::IoApic>>,
@@ -36,8 +36,8 @@ impl Buses {
     /// Two buses, and no interrupt controller behind them yet.
     pub fn new(mmio: Bus, pio: Bus) -> Self {
         Self {
-            mmio,
-            pio,
+            mmio: Arc::new(mmio),
+            pio: Arc::new(pio),
             #[cfg(target_arch = "x86_64")]
             ioapic: None,
         }

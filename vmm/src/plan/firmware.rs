@@ -6,7 +6,7 @@ use arch::{Isa, aarch64, x86_64};
 use devices::acpi::sleep;
 
 use super::{
-    CpuPlan, FirmwarePlan, GpaRange, InterruptPlan, MemoryPlan, PlanError, PlannedTable,
+    CpuPlan, FirmwarePlan, GpaRange, InterruptPlan, MemoryPlan, PciPlan, PlanError, PlannedTable,
     PlatformDevices, SleepPlan,
 };
 use crate::acpi::{AcpiTables, RsdpAt};
@@ -34,10 +34,11 @@ pub(super) fn encode(
     cpus: &CpuPlan,
     interrupts: &InterruptPlan,
     devices: &PlatformDevices,
+    pci: &PciPlan,
     numa: Option<&Topology>,
 ) -> Result<Encoded, PlanError> {
-    let tables =
-        AcpiTables::encode(isa, cpus, interrupts, devices, numa).map_err(PlanError::AcpiEncode)?;
+    let tables = AcpiTables::encode(isa, cpus, interrupts, devices, numa, Some(pci));
+    let tables = tables.map_err(PlanError::AcpiEncode)?;
     let rsdp = match isa {
         Isa::X86_64 => RsdpAt::Fixed(x86_64::layout::RSDP_START),
         Isa::Aarch64 => RsdpAt::WindowStart,

@@ -15,6 +15,9 @@ mod pci;
 mod tests;
 mod warnings;
 
+use std::collections::BTreeMap;
+
+use ::pci::DeviceFacts;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -44,6 +47,13 @@ pub struct HostFacts {
     pub pmu: bool,
     /// What memory it has.
     pub memory: HostMemory,
+    /// Whether KVM maps memory of devices of the host cacheable: x86_64 always does, aarch64 from Linux
+    /// 6.17 on, on CPUs that can (KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED).
+    #[serde(default = "yes")]
+    pub cacheable_device_memory: bool,
+    /// Devices to pass through, by their sysfs folders or vfio-user sockets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, DeviceFacts>,
 }
 
 impl HostFacts {
@@ -59,8 +69,14 @@ impl HostFacts {
             max_vcpu_ids: 4096,
             pmu: isa == Isa::Aarch64,
             memory,
+            cacheable_device_memory: true,
+            devices: BTreeMap::new(),
         }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the plan needs to know of the host's memory.
@@ -124,6 +140,57 @@ pub enum PlanError {
         /// The device that has it.
         owner: &'static str,
     },
+    /// Nobody knows what the device is.
+    #[error(
+        "{option}: nothing is known of this device; it must be there, or --plan-facts must have \
+         what was found out about it"
+    )]
+    UnknownDevice {
+        /// The option.
+        option: String,
+    },
+    /// The device's memory would not be cached.
+    #[error(
+        "{option}: CPUs may cache this device's memory, but KVM on this host cannot map it so, and the \
+         guest would find it unusable as NUMA memory; this takes Linux 6.17 or later and CPUs with FWB \
+         and CACHE_DIC, or say x_allow_noncacheable=on to have it as it is"
+    )]
+    NotCacheable {
+        /// The option.
+        option: String,
+    },
+    /// There is no such segment.
+    #[error("{option},pci_segment={segment}: there is no such segment")]
+    NoSegment {
+        /// The option.
+        option: String,
+        /// The segment.
+        segment: u16,
+    },
+    /// A segment is full.
+    #[error("{option}: PCI segment {segment} is full; use another (--platform num_pci_segments)")]
+    NoSlot {
+        /// The option.
+        option: String,
+        /// The segment.
+        segment: u16,
+    },
+    /// The BARs do not fit.
+    #[error(
+        "--device, --user-device: the BARs need {needed:#x} bytes of {window} PCI space, and with \
+         {phys_bits}-bit addresses there are {available:#x}; give fewer devices or less RAM or, \
+         where the host has more bits, a larger --cpus max_phys_bits"
+    )]
+    PciWindow {
+        /// Which space.
+        window: &'static str,
+        /// Bytes that the BARs need, gaps for alignment included.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+        /// Width of addresses there.
+        phys_bits: u8,
+    },
     /// The strings do not fit into SMBIOS tables.
     #[error("--platform")]
     Smbios(#[source] arch::smbios::SmbiosError),
@@ -153,6 +220,8 @@ pub struct Plan {
     pub numa: Option<NumaPlan>,
     /// Interrupt controllers.
     pub interrupts: InterruptPlan,
+    /// PCI; absent where the guest has a device tree alone.
+    pub pci: Option<PciPlan>,
     /// Devices at fixed addresses.
     pub devices: PlatformDevices,
     /// How the guest learns of its hardware.
@@ -167,12 +236,15 @@ impl Plan {
         let interrupts = devices::interrupts(isa, &cpus);
         let devices = devices::plan(config, isa)?;
         let mut memory = memory::ram(isa, &config.memory, cpus.phys_bits)?;
-        let numa = numa::plan(&config.numa, isa, &cpus, &memory, config.platform.acpi)?;
+        let mut pci = match config.platform.acpi {
+            true => Some(pci::plan(config, host, &memory, cpus.phys_bits)?),
+            false => None,
+        };
+        let numa = numa::plan(&config.numa, isa, &cpus, &memory, pci.as_mut())?;
         let (numa, topology) = numa.map(|numa| (numa.plan, numa.topology)).unzip();
-        let acpi = config
-            .platform
-            .acpi
-            .then(|| firmware::encode(isa, &cpus, &interrupts, &devices, topology.as_ref()))
+        let acpi = pci
+            .as_ref()
+            .map(|pci| firmware::encode(isa, &cpus, &interrupts, &devices, pci, topology.as_ref()))
             .transpose()?;
         let size = acpi.as_ref().map(firmware::Encoded::size);
         memory::place_tables(isa, &mut memory, size)?;
@@ -184,6 +256,7 @@ impl Plan {
             memory,
             numa,
             interrupts,
+            pci,
             devices,
             firmware,
         })
@@ -276,6 +349,9 @@ pub struct NodePlan {
     pub ram: Vec<GpaRange>,
     /// The number that Linux will give it, as far as that can be told.
     pub linux_node: Option<u32>,
+    /// The passed-through device that owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 impl NodePlan {

@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ::pci::Bdf;
 use acpi_numa::linux::{self, Kernel, Numbering};
 use acpi_numa::srat;
 use acpi_numa::topology::{
-    Bandwidth, Distance, DistanceSpec, Figure, Latency, MemoryRange, Node, Path, Performance,
-    Processor, ProximityDomain, Topology, TopologySpec,
+    Bandwidth, DeviceHandle, Distance, DistanceSpec, Figure, Latency, MemoryRange, Node, Path,
+    Performance, Processor, ProximityDomain, Topology, TopologySpec,
 };
 use arch::Isa;
 
-use super::{CpuPlan, MemoryPlan, NodePlan, NumaPlan, PlanError, PlannedCpu};
+use super::{
+    CpuPlan, DeviceNodes, FunctionPlan, MemoryPlan, NodePlan, NumaPlan, PciPlan, PlanError,
+    PlannedCpu,
+};
 use crate::acpi;
 use crate::config::{AccessPerformance, NumaConfig, NumaDistance, NumaInitiator};
 
@@ -20,21 +24,31 @@ pub(super) struct Planned {
     pub(super) topology: Topology,
 }
 
-/// Distributes CPUs and RAM over the nodes; nothing, if there are none. `acpi` is whether the guest
-/// learns of them from ACPI rather than from a device tree.
+/// Distributes CPUs and RAM over the nodes; nothing, if there are none. `pci` has the devices that
+/// own some; how they are told of them is decided here where it was left open. Without it, the guest
+/// learns of its nodes from a device tree rather than from ACPI.
 pub(super) fn plan(
     config: &[NumaConfig],
     isa: Isa,
     cpus: &CpuPlan,
     memory: &MemoryPlan,
-    acpi: bool,
+    mut pci: Option<&mut PciPlan>,
 ) -> Result<Option<Planned>, PlanError> {
     let Some(home) = home(config) else {
         return Ok(None);
     };
+    let mut config = config.to_vec();
+    config.extend(undeclared(&config, pci.as_deref()));
     let mut sorted: Vec<&NumaConfig> = config.iter().collect();
     sorted.sort_by_key(|node| node.guest_numa_id);
     let mut nodes: Vec<NodePlan> = sorted.iter().map(|node| contents(node, memory)).collect();
+    for (function, owned) in owners(pci.as_deref()) {
+        for node in &mut nodes {
+            if owned.ids.contains(&node.id) {
+                node.device = Some(function.id.clone());
+            }
+        }
+    }
     let adopted_cpus = rest(
         cpus.cpus.iter().map(|cpu| cpu.index),
         nodes.iter().flat_map(|node| node.cpus.iter().copied()),
@@ -53,8 +67,12 @@ pub(super) fn plan(
         node.ram.extend(zones.flat_map(|id| ranges_of(id, memory)));
         node.ram.sort_by_key(|range| range.start);
     }
-    let topology = topology(&sorted, &nodes, isa, cpus)?;
-    if acpi {
+    let topology = |initiators: &[Initiator]| topology(&sorted, &nodes, isa, cpus, initiators);
+    let topology = match pci.as_deref_mut() {
+        None => topology(&[])?,
+        Some(pci) => with_initiators(isa, pci, topology)?,
+    };
+    if pci.is_some() {
         let numbering = numbering(isa, &topology);
         for node in &mut nodes {
             let number = numbering.number(ProximityDomain(node.id));
@@ -79,6 +97,63 @@ pub(super) fn plan(
         },
         topology,
     }))
+}
+
+/// A generic initiator: a device and a node of its own.
+type Initiator = (Bdf, u32);
+
+/// The devices that own nodes.
+fn owners(pci: Option<&PciPlan>) -> impl Iterator<Item = (&FunctionPlan, &DeviceNodes)> {
+    let segments = pci.into_iter().flat_map(|pci| &pci.segments);
+    let functions = segments.flat_map(|segment| &segment.functions);
+    functions.filter_map(|function| Some((function, function.nodes.as_ref()?)))
+}
+
+/// The nodes that devices were given and nobody declared.
+fn undeclared(config: &[NumaConfig], pci: Option<&PciPlan>) -> Vec<NumaConfig> {
+    let owned = owners(pci).flat_map(|(_, nodes)| nodes.ids.iter().copied());
+    let ids = rest(owned, config.iter().map(|node| node.guest_numa_id));
+    ids.into_iter().map(NumaConfig::bare).collect()
+}
+
+/// The topology with the generic initiators that devices ask for, and for devices that leave it to
+/// us with those that leave all nodes their numbers in Linux, which counts initiators before memory.
+fn with_initiators(
+    isa: Isa,
+    pci: &mut PciPlan,
+    topology: impl Fn(&[Initiator]) -> Result<Topology, PlanError>,
+) -> Result<Topology, PlanError> {
+    let of = |bdf: Bdf, nodes: &DeviceNodes| -> Vec<Initiator> {
+        nodes.ids.iter().map(|id| (bdf, *id)).collect()
+    };
+    let mut initiators: Vec<Initiator> = owners(Some(pci))
+        .filter(|(_, nodes)| nodes.generic_initiators)
+        .flat_map(|(function, nodes)| of(function.bdf, nodes))
+        .collect();
+    let mut chosen = topology(&initiators)?;
+    let segments = pci.segments.iter_mut();
+    for function in segments.flat_map(|segment| &mut segment.functions) {
+        let Some(nodes) = function.nodes.as_mut().filter(|nodes| nodes.auto) else {
+            continue;
+        };
+        let more = [initiators.clone(), of(function.bdf, nodes)].concat();
+        let candidate = topology(&more)?;
+        if same_numbers(isa, &chosen, &candidate) {
+            nodes.generic_initiators = true;
+            (initiators, chosen) = (more, candidate);
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether Linux gives all nodes the same numbers.
+fn same_numbers(isa: Isa, one: &Topology, other: &Topology) -> bool {
+    let order = |topology| {
+        let numbering = numbering(isa, topology);
+        let nodes = numbering.nodes().iter().map(|node| node.pxm);
+        nodes.collect::<Vec<_>>()
+    };
+    order(one) == order(other)
 }
 
 /// What the guest's Linux will make of the nodes.
@@ -119,6 +194,8 @@ fn contents(config: &NumaConfig, memory: &MemoryPlan) -> NodePlan {
         distances: _,
         memory_zones,
         hmat: _,
+        pci_segments: _,
+        device_id: _,
     } = config;
     let mut cpus = cpus.clone();
     cpus.sort_unstable();
@@ -132,6 +209,7 @@ fn contents(config: &NumaConfig, memory: &MemoryPlan) -> NodePlan {
         ram,
         // A device tree says the number itself.
         linux_node: Some(*guest_numa_id),
+        device: None,
     }
 }
 
@@ -151,6 +229,7 @@ fn topology(
     nodes: &[NodePlan],
     isa: Isa,
     cpus: &CpuPlan,
+    initiators: &[Initiator],
 ) -> Result<Topology, PlanError> {
     let processors: BTreeMap<u32, Processor> = cpus
         .cpus
@@ -168,6 +247,11 @@ fn topology(
             memory: ram
                 .map(|range| MemoryRange::new(range.start, range.size))
                 .collect(),
+            initiators: initiators
+                .iter()
+                .filter(|(_, id)| *id == node.id)
+                .map(|(bdf, _)| handle(*bdf))
+                .collect(),
             ..Node::new(ProximityDomain(node.id))
         }
     };
@@ -177,6 +261,16 @@ fn topology(
         performance: performance(config),
     };
     Topology::new(spec).map_err(|errors| PlanError::Topology(acpi::TopologyErrors(errors)))
+}
+
+fn handle(bdf: Bdf) -> DeviceHandle {
+    let Bdf { segment, device } = bdf;
+    DeviceHandle::Pci {
+        segment,
+        bus: 0,
+        device,
+        function: 0,
+    }
 }
 
 fn processor(isa: Isa, cpu: &PlannedCpu) -> Processor {

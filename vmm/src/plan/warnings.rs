@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use acpi_numa::linux::Kernel;
 use arch::Isa;
 
-use super::{CpuPlan, NumaPlan, Plan};
+use super::{CpuPlan, FunctionPlan, NumaPlan, Plan};
 
 /// Nodes that distributions' arm64 kernels have room for.
 const ARM64_NODES: usize = Kernel::ARM64.max_nodes as usize;
@@ -16,13 +16,15 @@ const ARM64_LAST_DOMAIN: u32 = 255;
 impl Plan {
     /// What may come as a surprise, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let numa = self.numa.as_ref();
-        numa.map(|numa| {
-            let mut warnings = numa_warnings(self.isa, numa);
+        let mut warnings = Vec::new();
+        if let Some(numa) = &self.numa {
+            warnings.extend(numa_warnings(self.isa, numa));
             warnings.extend(split_package(&self.cpus, numa));
-            warnings
-        })
-        .unwrap_or_default()
+        }
+        let segments = self.pci.iter().flat_map(|pci| &pci.segments);
+        let functions = segments.flat_map(|segment| &segment.functions);
+        warnings.extend(functions.filter_map(unmatched_initiators));
+        warnings
     }
 }
 
@@ -43,6 +45,24 @@ fn split_package(cpus: &CpuPlan, numa: &NumaPlan) -> Option<String> {
         }
     }
     None
+}
+
+/// NVIDIA's driver heeds generic initiators of function 0 of device 0 only.
+fn unmatched_initiators(function: &FunctionPlan) -> Option<String> {
+    const NVIDIA: u16 = 0x10de;
+    let nodes = function.nodes.as_ref()?;
+    let applies = function.facts.identity.vendor == NVIDIA && nodes.generic_initiators;
+    (applies && function.bdf.device != 0).then_some(())?;
+    let FunctionPlan { id, bdf, .. } = function;
+    let instead = match nodes.dsd {
+        true => "the _DSD of its ACPI node tells it",
+        false => "so it will find no nodes",
+    };
+    Some(format!(
+        "device {id} is at {bdf}, and NVIDIA's driver learns of nodes from generic initiators at \
+         device 0 only; {instead}. For both ways, give it a segment of its own: \
+         pci_segment=<n>,pci_device_id=0"
+    ))
 }
 
 fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {

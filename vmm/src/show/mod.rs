@@ -1,5 +1,6 @@
 //! `--plan`: what a guest would see, without a guest.
 
+mod devices;
 mod text;
 
 use std::fs;
@@ -12,6 +13,7 @@ use thiserror::Error;
 use crate::config::cli::PlanOptions;
 use crate::config::{ConfigErrors, VmConfig};
 use crate::machine::{HOST_ISA, Host, host_memory};
+use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{FirmwarePlan, HostFacts, Plan, PlanError, PlannedTable};
 
 /// Why a plan cannot be shown.
@@ -23,6 +25,9 @@ pub enum ShowError {
     /// The configuration does not fit the host.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A device cannot be looked at.
+    #[error(transparent)]
+    Passthrough(#[from] PassthroughError),
     /// The recorded facts cannot be read.
     #[error("--plan-facts {}: cannot read it", path.display())]
     ReadFacts {
@@ -76,8 +81,13 @@ pub fn show(config: &VmConfig, options: &PlanOptions) -> Result<String, ShowErro
         json,
         facts,
     } = options;
-    let facts = facts.as_deref().map_or_else(|| Ok(own_facts()), recorded)?;
+    let recorded = facts.as_deref().map(recorded).transpose()?;
+    let is_here = recorded.is_none();
+    let mut facts = recorded.unwrap_or_else(own_facts);
     config.validate_on(facts.isa, &facts.memory)?;
+    if is_here {
+        facts.devices = Passthrough::open(config)?.facts();
+    }
     let plan = Plan::new(config, &facts)?;
     if let Some(folder) = folder {
         write_tables(folder, &plan)?;

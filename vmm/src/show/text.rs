@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::tables;
+use super::{devices, tables};
 use crate::plan::{
     CpuPlan, CpuTopology, GpaRange, HostFacts, InterruptPlan, Isa, MemoryPlan, NodePlan, NumaPlan,
     Plan, ranges,
@@ -22,6 +22,9 @@ fn write(out: &mut String, plan: &Plan, facts: &HostFacts) -> fmt::Result {
     if let Some(numa) = &plan.numa {
         nodes(out, numa)?;
         distances(out, numa)?;
+    }
+    if let Some(pci) = &plan.pci {
+        devices::describe(out, pci)?;
     }
     let tables = tables(plan);
     if tables.is_empty() {
@@ -123,7 +126,10 @@ fn memory(out: &mut String, plan: &Plan) -> fmt::Result {
 
 fn nodes(out: &mut String, numa: &NumaPlan) -> fmt::Result {
     writeln!(out, "\nNUMA nodes")?;
-    writeln!(out, "    id  Linux  CPUs        RAM         zones")?;
+    writeln!(
+        out,
+        "    id  Linux  CPUs        RAM         zones or device"
+    )?;
     for node in &numa.nodes {
         let NodePlan {
             id,
@@ -131,6 +137,7 @@ fn nodes(out: &mut String, numa: &NumaPlan) -> fmt::Result {
             zones,
             ram,
             linux_node,
+            device,
         } = node;
         let linux = linux_node.map_or("-".to_owned(), |number| number.to_string());
         let cpus = match cpus[..] {
@@ -142,10 +149,8 @@ fn nodes(out: &mut String, numa: &NumaPlan) -> fmt::Result {
             0 => "-".to_owned(),
             bytes => size(bytes),
         };
-        let line = format!(
-            "  {id:>4}  {linux:>5}  {cpus:<10}  {ram:<10}  {}",
-            zones.join(", ")
-        );
+        let owner = device.clone().unwrap_or_else(|| zones.join(", "));
+        let line = format!("  {id:>4}  {linux:>5}  {cpus:<10}  {ram:<10}  {owner}");
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
@@ -176,7 +181,7 @@ fn distances(out: &mut String, numa: &NumaPlan) -> fmt::Result {
 }
 
 /// Bytes in the largest unit that divides them.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = units
         .iter()

@@ -2,21 +2,26 @@
 
 pub mod boot;
 
+use std::io;
 use std::sync::Arc;
 
 use arch::aarch64::vcpu::{VcpuModel, set_boot_registers};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V3_ADDR_TYPE_DIST,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI,
+    KVM_MSI_VALID_DEVID, KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V3_ADDR_TYPE_DIST,
     KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_irq_routing_entry,
 };
 use kvm_ioctls::{DeviceFd, VcpuFd, VmFd};
-use pci::InterruptLine;
+use pci::{Bdf, InterruptLine, MsiMessage, ResampledLine};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::boot::Entry;
 use super::host::Host;
 use super::report::FailureReason;
+use super::routes::Routes;
 use super::vcpu::Buses;
 use super::{MachineError, kvm_error};
 use crate::config::VmConfig;
@@ -24,10 +29,13 @@ use crate::plan::{Gsi, InterruptPlan, Plan, PlannedCpu};
 
 /// Interrupts 0 to 127: 32 private ones and 96 shared ones.
 const INTERRUPTS: u32 = 128;
+/// INTID of the first shared one, which is GSI 0 in KVM.
+const FIRST_SPI: u32 = 32;
 
 /// Interrupt controllers of one machine; KVM holds their state as long as this lives.
 pub struct Interrupts {
     vm: Arc<VmFd>,
+    routes: Arc<Routes>,
     _gic: DeviceFd,
     _its: DeviceFd,
 }
@@ -46,7 +54,84 @@ impl InterruptLine for SpiLine {
     }
 }
 
+/// A line that KVM drives: it asserts it when the first event is written, and releases it and
+/// writes the second when the guest ends the interrupt.
+struct ResampledSpi {
+    vm: Arc<VmFd>,
+    /// GSI in KVM: the number of the shared peripheral interrupt.
+    gsi: u32,
+    trigger: EventFd,
+    resample: EventFd,
+}
+
+impl ResampledLine for ResampledSpi {
+    fn trigger(&self) -> &EventFd {
+        &self.trigger
+    }
+
+    fn resample(&self) -> &EventFd {
+        &self.resample
+    }
+}
+
+impl Drop for ResampledSpi {
+    fn drop(&mut self) {
+        if let Err(error) = self.vm.unregister_irqfd(&self.trigger, self.gsi) {
+            log::warn!("KVM does not let go of SPI {}: {error}", self.gsi);
+        }
+    }
+}
+
+/// What KVM is told of a function's interrupt. The ITS finds the interrupt by the id of the device,
+/// which is the one that the IORT makes of the requester id.
+pub fn msi_route(gsi: Gsi, message: MsiMessage, bdf: Bdf) -> kvm_irq_routing_entry {
+    let MsiMessage { address, data } = message;
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        flags: KVM_MSI_VALID_DEVID,
+        ..kvm_irq_routing_entry::default()
+    };
+    entry.u.msi.address_lo = address as u32;
+    entry.u.msi.address_hi = (address >> 32) as u32;
+    entry.u.msi.data = data;
+    entry.u.msi.__bindgen_anon_1.devid = bdf.its_device_id();
+    entry
+}
+
 impl Interrupts {
+    /// The line of one shared peripheral interrupt, for a device whose interrupts come from
+    /// elsewhere.
+    pub fn resampled_line(&self, intid: Gsi) -> io::Result<Arc<dyn ResampledLine>> {
+        let no_spi = || io::Error::other(format!("{intid} is no shared peripheral interrupt"));
+        let gsi = intid.checked_sub(FIRST_SPI).ok_or_else(no_spi)?;
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_IRQCHIP,
+            ..kvm_irq_routing_entry::default()
+        };
+        entry.u.irqchip.irqchip = 0;
+        entry.u.irqchip.pin = gsi;
+        self.routes.set(entry)?;
+        let line = ResampledSpi {
+            vm: Arc::clone(&self.vm),
+            gsi,
+            trigger: EventFd::new(EFD_NONBLOCK)?,
+            resample: EventFd::new(EFD_NONBLOCK)?,
+        };
+        let ResampledSpi {
+            trigger, resample, ..
+        } = &line;
+        self.vm
+            .register_irqfd_with_resample(trigger, resample, gsi)?;
+        Ok(Arc::new(line))
+    }
+
+    /// The routes of all interrupts.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
     /// Nothing to place: KVM emulates all of the GIC.
     pub fn place(&self, _buses: &mut Buses) -> Result<(), MachineError> {
         Ok(())
@@ -160,6 +245,7 @@ pub fn create_interrupts(
     }
     Ok(Interrupts {
         vm: Arc::clone(vm),
+        routes: Arc::new(Routes::new(vm, INTERRUPTS - FIRST_SPI)),
         _gic: gic,
         _its: its_device,
     })

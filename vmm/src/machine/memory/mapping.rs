@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
+use pci::MappableArea;
+
 /// Host and guest addresses agree modulo this, so that the largest page size that either level of
 /// translation knows can be used: 1 GiB.
 const ALIGNMENT: u64 = 1 << 30;
@@ -75,6 +77,44 @@ impl Mapping {
         let raw = unsafe { libc::mmap(mapping.address, mapping.size, prot, flags, fd, offset) };
         if raw == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
+        }
+        Ok(mapping)
+    }
+
+    /// Maps the areas of a device's region, `size` bytes, a power of two, at an address that is
+    /// aligned as the region is in the guest. There is nothing between the areas.
+    pub fn of_region(size: u64, areas: &[MappableArea]) -> io::Result<Self> {
+        let mapping = Self::reserve(0, size, ALIGNMENT.min(size))?;
+        for area in areas {
+            let MappableArea {
+                offset,
+                size: length,
+                file,
+                file_offset,
+                readable,
+                writable,
+            } = area;
+            let end = offset.checked_add(*length).ok_or_else(too_large)?;
+            if end > size {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let mut prot = libc::PROT_NONE;
+            if *readable {
+                prot |= libc::PROT_READ;
+            }
+            if *writable {
+                prot |= libc::PROT_WRITE;
+            }
+            let address = mapping.address.wrapping_byte_add(*offset as usize);
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+            let fd = file.as_raw_fd();
+            let file_offset = libc::off_t::try_from(*file_offset).map_err(|_| too_large())?;
+            // SAFETY: the range is inside the one that was just reserved.
+            let raw =
+                unsafe { libc::mmap(address, *length as usize, prot, flags, fd, file_offset) };
+            if raw == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
         }
         Ok(mapping)
     }

@@ -12,9 +12,12 @@ mod zone;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use pci::DmaArea;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -24,7 +27,9 @@ use crate::plan::{GpaRange, MemoryPlan, ZonePlan};
 pub use self::error::MemoryError;
 
 use self::backing::Backing;
-use self::mapping::{Advice, Contents, Mapping};
+pub use self::mapping::Mapping;
+
+use self::mapping::{Advice, Contents};
 use self::zone::Zone;
 
 /// The guest's RAM. Dropping it unmaps everything, so it must outlive the VM and every user.
@@ -81,14 +86,46 @@ impl GuestRam {
         &self.memory
     }
 
+    /// The memory as devices reach it that do so by themselves.
+    ///
+    /// # Errors
+    /// The process has no room for another descriptor.
+    pub fn dma_areas(&self) -> io::Result<Vec<DmaArea>> {
+        let mut areas = Vec::new();
+        for zone in &self.zones {
+            let file = zone.backing.file.as_ref();
+            // What is written to a private mapping is not in the file.
+            let file = file.filter(|_| zone.zone.config.shared);
+            let file = file.map(|file| file.try_clone().map(|file| Arc::new(file.into())));
+            let file = file.transpose()?;
+            let mut offset = 0;
+            for (range, mapping) in &zone.mappings {
+                areas.push(DmaArea {
+                    gpa: range.start,
+                    size: range.size,
+                    host_address: mapping.address() as usize,
+                    file: file.clone().map(|file| (file, offset)),
+                    writable: true,
+                });
+                offset += range.size;
+            }
+        }
+        Ok(areas)
+    }
+
     /// Gives every range to `vm` as a memory slot, from slot 0.
+    ///
+    /// # Returns
+    /// The number of slots in use.
     ///
     /// # Errors
     /// KVM refuses one.
     #[expect(unsafe_code, reason = "gives guest RAM to KVM")]
-    pub fn attach(&self, vm: &VmFd) -> Result<(), MemoryError> {
+    pub fn attach(&self, vm: &VmFd) -> Result<u32, MemoryError> {
         let mappings = self.zones.iter().flat_map(ZoneRam::mappings);
+        let mut slots = 0;
         for (slot, (zone, range, mapping)) in (0..).zip(mappings) {
+            slots = slot + 1;
             let region = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
@@ -105,7 +142,7 @@ impl GuestRam {
                 source: source.into(),
             })?;
         }
-        Ok(())
+        Ok(slots)
     }
 }
 

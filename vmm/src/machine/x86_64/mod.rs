@@ -1,8 +1,10 @@
 //! x86_64 on KVM: split interrupt controllers, vCPUs numbered by APIC id.
 
 pub mod boot;
+mod intx;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::Arc;
 
 use arch::x86_64::boot::Entry;
 use arch::x86_64::cpuid::{CpuidOptions, CpuidPlan};
@@ -12,14 +14,16 @@ use devices::bus::BusDevice;
 use devices::ioapic::{IoApic, MsiPort};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
-use pci::{InterruptLine, MsiMessage};
+use pci::{Bdf, InterruptLine, MsiMessage, ResampledLine};
 
+use self::intx::IntxLines;
 use super::host::Host;
 use super::report::FailureReason;
+use super::routes::Routes;
 use super::vcpu::Buses;
 use super::{MachineError, kvm_error};
 use crate::config::VmConfig;
@@ -28,6 +32,8 @@ use crate::plan::{Gsi, Plan, PlannedCpu};
 /// Interrupt controllers of one machine: local APICs in KVM, the I/O APIC here.
 pub struct Interrupts {
     ioapic: Arc<IoApic>,
+    routes: Arc<Routes>,
+    intx: IntxLines,
 }
 
 impl Interrupts {
@@ -36,6 +42,16 @@ impl Interrupts {
         let pin = u8::try_from(gsi).ok();
         pin.and_then(|pin| self.ioapic.line(pin))
             .ok_or(MachineError::ForeignPlan)
+    }
+
+    /// The line of one global system interrupt, for a device whose interrupts come from elsewhere.
+    pub fn resampled_line(&self, gsi: Gsi) -> io::Result<Arc<dyn ResampledLine>> {
+        self.intx.line(gsi)
+    }
+
+    /// The routes of all interrupts.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// Makes the I/O APIC reachable from vCPUs.
@@ -97,12 +113,20 @@ pub fn create_interrupts(
     _plan: &Plan,
     _vcpus: &[VcpuFd],
 ) -> Result<Interrupts, MachineError> {
+    let routes = Arc::new(Routes::new(vm, layout::IO_APIC_PINS));
     let port = KvmMsiPort {
         vm: Arc::clone(vm),
-        routes: Mutex::new(vec![None; layout::IO_APIC_PINS as usize]),
+        routes: Arc::clone(&routes),
     };
+    let ioapic = Arc::new(IoApic::new(Arc::new(port)));
+    let intx = IntxLines::new(&ioapic).map_err(|source| MachineError::Kvm {
+        what: "wait for wired interrupts",
+        source,
+    })?;
     Ok(Interrupts {
-        ioapic: Arc::new(IoApic::new(Arc::new(port))),
+        ioapic,
+        routes,
+        intx,
     })
 }
 
@@ -157,7 +181,7 @@ impl Preparation {
 /// Delivers what the I/O APIC sends, and tells KVM which vectors it wants to hear the end of.
 struct KvmMsiPort {
     vm: Arc<VmFd>,
-    routes: Mutex<Vec<Option<MsiMessage>>>,
+    routes: Arc<Routes>,
 }
 
 /// Bits 14:8 of a destination id travel in address bits 11:5 where the guest knows
@@ -186,28 +210,20 @@ impl MsiPort for KvmMsiPort {
     }
 
     fn set_route(&self, pin: u8, message: Option<MsiMessage>, _level: bool) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = routes.get_mut(usize::from(pin)) else {
-            return;
+        let gsi = pin.into();
+        let outcome = match message {
+            Some(message) => self.routes.set(routing_entry(gsi, message)),
+            None => self.routes.clear(gsi),
         };
-        if *slot == message {
-            return;
-        }
-        *slot = message;
-        let entries: Vec<kvm_irq_routing_entry> = (0..)
-            .zip(routes.iter())
-            .filter_map(|(gsi, route)| route.map(|message| routing_entry(gsi, message)))
-            .collect();
-        let outcome = KvmIrqRouting::from_entries(&entries)
-            .map_err(|error| format!("{error:?}"))
-            .and_then(|routing| {
-                let set = self.vm.set_gsi_routing(&routing);
-                set.map_err(|error| error.to_string())
-            });
         if let Err(error) = outcome {
             log::error!("cannot route interrupt {pin}: {error}");
         }
     }
+}
+
+/// What KVM is told of a function's interrupt. It does not matter here whose it is.
+pub fn msi_route(gsi: Gsi, message: MsiMessage, _bdf: Bdf) -> kvm_irq_routing_entry {
+    routing_entry(gsi, message)
 }
 
 fn routing_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {

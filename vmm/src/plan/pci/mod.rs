@@ -1,9 +1,14 @@
 //! PCI: segments, the functions on them, their addresses and interrupts.
 
+mod layout;
+mod windows;
+
 use ::pci::{Bdf, DeviceFacts};
 use serde::{Deserialize, Serialize};
 
 use super::{GpaRange, Gsi};
+
+pub(super) use layout::plan;
 
 /// Segments, ascending; there is at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +17,8 @@ pub struct PciPlan {
     pub segments: Vec<SegmentPlan>,
 }
 
-/// A segment: one host bridge with one bus, bus 0, whose device 0 is the bridge itself.
+/// A segment: one host bridge with one bus, bus 0. Its device 0 is the bridge itself, unless a
+/// function has that place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentPlan {
     /// Segment group, `_SEG`.
@@ -31,6 +37,15 @@ pub struct SegmentPlan {
     pub numa_node: Option<u32>,
     /// Functions on its bus other than the bridge, by ascending device numbers.
     pub functions: Vec<FunctionPlan>,
+}
+
+impl SegmentPlan {
+    /// The interrupt of a pin, 0 for INTA#, of a device.
+    pub fn gsi(&self, device: u8, pin: u8) -> Option<Gsi> {
+        let line = usize::from(device) + usize::from(pin);
+        let line = line.checked_rem(self.intx.len())?;
+        self.intx.get(line).copied()
+    }
 }
 
 /// I/O ports of a host bridge.
@@ -86,4 +101,6 @@ pub struct DeviceNodes {
     pub dsd: bool,
     /// Whether the SRAT has a generic initiator for each.
     pub generic_initiators: bool,
+    /// Whether that was left to the planner.
+    pub auto: bool,
 }

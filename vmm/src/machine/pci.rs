@@ -1,0 +1,309 @@
+//! PCI: segments on the buses, functions on the segments, devices behind the functions.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use devices::bus::Bus;
+use devices::pci_config::{ConfigPorts, Ecam, PORT, PORTS};
+use kvm_bindings::{
+    KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_VFIO,
+};
+use kvm_ioctls::{DeviceFd, VmFd};
+use pci::passthrough::{FunctionError, IntxWiring, PassthroughFunction, Wiring};
+use pci::{DmaTarget, HostBridge, MsiSource, Segment};
+use thiserror::Error;
+
+use super::isa::Interrupts;
+use super::memory::GuestRam;
+use super::msi::KvmMsiSource;
+use super::space::{GuestSpace, SpaceParts};
+use super::view::MemoryView;
+use super::{MachineError, kvm_error};
+use crate::passthrough::{OpenDevice, Passthrough};
+use crate::plan::{FunctionPlan, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan};
+
+/// Why a device cannot be put into the machine.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// It cannot reach guest memory.
+    #[error("device {id}: it cannot be given access to guest memory")]
+    Dma {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be reset.
+    #[error("device {id}: it cannot be reset")]
+    Reset {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: pci::device::DeviceError,
+    },
+    /// It has no interrupts.
+    #[error("device {id}: it cannot be connected to interrupt {gsi}")]
+    Line {
+        /// Its name.
+        id: String,
+        /// The interrupt.
+        gsi: u32,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The function cannot be made.
+    #[error("device {id}")]
+    Function {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: FunctionError,
+    },
+    /// The plan is not for these devices.
+    #[error("device {id}: the plan does not say where it is, or it has changed since")]
+    Foreign {
+        /// Its name.
+        id: String,
+    },
+}
+
+/// The functions of one machine. Dropping it takes them out of the guest, stops them, and takes
+/// their access to guest memory away.
+pub struct PciFunctions {
+    functions: Vec<Arc<PassthroughFunction>>,
+    _view: Arc<MemoryView>,
+    /// KVM's knowledge of VFIO groups, for drivers that ask for it.
+    _kvm_vfio: Option<DeviceFd>,
+}
+
+/// What functions are connected to.
+pub struct Connections<'a> {
+    /// The VM.
+    pub vm: &'a Arc<VmFd>,
+    /// Its memory bus.
+    pub mmio: &'a Arc<Bus>,
+    /// Its I/O ports.
+    pub pio: &'a Arc<Bus>,
+    /// Its RAM, and how many memory slots that takes.
+    pub ram: (&'a GuestRam, u32),
+    /// Its interrupt controllers.
+    pub interrupts: &'a Interrupts,
+}
+
+impl PciFunctions {
+    /// Builds every segment and function of the plan. `peer_to_peer` is whether devices reach each
+    /// other's memory.
+    pub fn build(
+        plan: &Plan,
+        passthrough: &Passthrough,
+        connections: &Connections<'_>,
+        peer_to_peer: bool,
+    ) -> Result<Self, MachineError> {
+        let (ram, ram_slots) = connections.ram;
+        let areas = ram.dma_areas().map_err(|source| MachineError::Kvm {
+            what: "share guest memory with devices",
+            source,
+        })?;
+        let view = Arc::new(MemoryView::new(areas));
+        let mut pci = Self {
+            functions: Vec::new(),
+            _view: Arc::clone(&view),
+            _kvm_vfio: tell_kvm(connections.vm, passthrough)?,
+        };
+        let Some(PciPlan { segments }) = &plan.pci else {
+            return Ok(pci);
+        };
+        let MemoryPlan { mmio32, mmio64, .. } = &plan.memory;
+        let builder = Builder {
+            space: GuestSpace::new(SpaceParts {
+                vm: Arc::clone(connections.vm),
+                mmio: Arc::downgrade(connections.mmio),
+                pio: Arc::downgrade(connections.pio),
+                view: Arc::clone(&view),
+                peer_to_peer,
+                windows: vec![*mmio32, *mmio64],
+                ram_slots,
+            }),
+            msi: Arc::new(KvmMsiSource::new(
+                connections.vm,
+                connections.interrupts.routes(),
+            )),
+            passthrough,
+            connections,
+        };
+        let mut targets: Vec<*const ()> = Vec::new();
+        for segment in segments {
+            for function in &segment.functions {
+                if let Some(device) = passthrough.find(&function.source) {
+                    // One container serves all devices of the host.
+                    let target = Arc::as_ptr(&device.dma).cast::<()>();
+                    if !targets.contains(&target) {
+                        add_target(&view, &function.id, &device.dma)?;
+                        targets.push(target);
+                    }
+                }
+            }
+            builder.segment(plan.isa, segment, &mut pci.functions)?;
+        }
+        Ok(pci)
+    }
+}
+
+impl Drop for PciFunctions {
+    fn drop(&mut self) {
+        for function in &self.functions {
+            // What the device did for this guest must not go on.
+            if let Err(error) = function.reset() {
+                log::debug!("a device was not reset: {error}");
+            }
+        }
+    }
+}
+
+fn add_target(view: &MemoryView, id: &str, device: &Arc<dyn DmaTarget>) -> Result<(), DeviceError> {
+    let added = view.add_target(Arc::clone(device));
+    added.map_err(|source| DeviceError::Dma {
+        id: id.to_owned(),
+        source,
+    })
+}
+
+struct Builder<'a> {
+    space: GuestSpace,
+    msi: Arc<dyn MsiSource>,
+    passthrough: &'a Passthrough,
+    connections: &'a Connections<'a>,
+}
+
+impl Builder<'_> {
+    fn segment(
+        &self,
+        isa: Isa,
+        plan: &SegmentPlan,
+        functions: &mut Vec<Arc<PassthroughFunction>>,
+    ) -> Result<(), MachineError> {
+        let mut segment = Segment::new();
+        for function in &plan.functions {
+            let Some(device) = self.passthrough.find(&function.source) else {
+                continue;
+            };
+            let made = self.function(plan, function, device)?;
+            functions.push(Arc::clone(&made));
+            let inserted = segment.insert(function.bdf.device, made);
+            inserted.map_err(|_| DeviceError::Foreign {
+                id: function.id.clone(),
+            })?;
+        }
+        // The bridge is where a guest looks for one, unless a device was put there.
+        let _ = segment.insert(0, Arc::new(HostBridge::new()));
+        let segment = Arc::new(segment);
+        let place = |placed: Result<(), devices::bus::InsertError>| {
+            placed.map_err(|source| MachineError::Place {
+                device: "PCI configuration space",
+                source,
+            })
+        };
+        let ecam = Arc::new(Ecam(Arc::clone(&segment)));
+        let Connections { mmio, pio, .. } = self.connections;
+        place(mmio.insert(plan.ecam.start, plan.ecam.size, ecam))?;
+        if isa == Isa::X86_64 && plan.number == 0 {
+            let ports = Arc::new(ConfigPorts::new(segment));
+            place(pio.insert(PORT.into(), PORTS.into(), ports))?;
+        }
+        Ok(())
+    }
+
+    fn function(
+        &self,
+        segment: &SegmentPlan,
+        plan: &FunctionPlan,
+        device: &OpenDevice,
+    ) -> Result<Arc<PassthroughFunction>, DeviceError> {
+        let FunctionPlan {
+            id,
+            bdf,
+            facts,
+            bars,
+            source: _,
+            nodes: _,
+        } = plan;
+        if *facts != device.facts {
+            return Err(DeviceError::Foreign { id: id.clone() });
+        }
+        if device.device.can_reset() {
+            let reset = device.device.reset();
+            reset.map_err(|source| DeviceError::Reset {
+                id: id.clone(),
+                source,
+            })?;
+        }
+        let intx = match segment.gsi(bdf.device, 0).filter(|_| facts.intx) {
+            None => None,
+            Some(gsi) => {
+                let line = self.connections.interrupts.resampled_line(gsi);
+                let line = line.map_err(|source| DeviceError::Line {
+                    id: id.clone(),
+                    gsi,
+                    source,
+                })?;
+                Some(IntxWiring {
+                    line,
+                    pin: 1,
+                    // Of 8 bits, and heeded by nobody who knows ACPI.
+                    number: gsi as u8,
+                })
+            }
+        };
+        let name = id.clone();
+        let wiring = Wiring {
+            device: Arc::clone(&device.device),
+            facts,
+            bars,
+            bdf: *bdf,
+            space: Arc::new(self.space.clone()),
+            msi: Arc::clone(&self.msi),
+            intx,
+            exclude_mmap_bars: &device.exclude_mmap_bars,
+            on_lost: Box::new(move |error| log::error!("device {name} is lost: {error}")),
+        };
+        PassthroughFunction::new(wiring).map_err(|source| DeviceError::Function {
+            id: id.clone(),
+            source,
+        })
+    }
+}
+
+/// Tells KVM which VFIO groups belong to this VM (Linux, Documentation/virt/kvm/devices/vfio.rst):
+/// it then knows of devices whose DMA does not snoop caches, and drivers can ask for the VM.
+fn tell_kvm(vm: &VmFd, passthrough: &Passthrough) -> Result<Option<DeviceFd>, MachineError> {
+    let Some(container) = passthrough.container() else {
+        return Ok(None);
+    };
+    let mut request = kvm_create_device {
+        type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+        fd: 0,
+        flags: 0,
+    };
+    let device = vm
+        .create_device(&mut request)
+        .map_err(kvm_error("create its VFIO device"))?;
+    for group in container.groups() {
+        let descriptor = group.as_raw_fd();
+        let attribute = kvm_device_attr {
+            group: KVM_DEV_VFIO_GROUP,
+            attr: KVM_DEV_VFIO_GROUP_ADD.into(),
+            addr: std::ptr::from_ref(&descriptor) as u64,
+            flags: 0,
+        };
+        device
+            .set_device_attr(&attribute)
+            .map_err(kvm_error("add a VFIO group"))?;
+    }
+    Ok(Some(device))
+}

@@ -1,0 +1,270 @@
+//! Where the BARs of functions answer: memory slots for what is mapped, buses for what is trapped.
+#![expect(unsafe_code, reason = "gives the memory of devices to KVM")]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use devices::bus::{Bus, BusDevice, InsertError};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use pci::{AddressSpace, DmaArea, MappableArea, PlacedRegion, Region, Space};
+
+use super::memory::Mapping;
+use super::view::MemoryView;
+use crate::plan::GpaRange;
+
+/// The address spaces of one machine.
+#[derive(Clone)]
+pub struct GuestSpace(Arc<Inner>);
+
+struct Inner {
+    vm: Arc<VmFd>,
+    /// Weak, because the buses have the functions whose BARs are here.
+    mmio: Weak<Bus>,
+    pio: Weak<Bus>,
+    view: Arc<MemoryView>,
+    /// Whether devices may reach the memory of others.
+    peer_to_peer: bool,
+    /// Where BARs may be: what host bridges pass on.
+    windows: Vec<GpaRange>,
+    slots: Mutex<Slots>,
+}
+
+/// What a [`GuestSpace`] is made of.
+pub struct SpaceParts {
+    /// The VM.
+    pub vm: Arc<VmFd>,
+    /// Its memory bus.
+    pub mmio: Weak<Bus>,
+    /// Its I/O ports.
+    pub pio: Weak<Bus>,
+    /// What devices reach.
+    pub view: Arc<MemoryView>,
+    /// Whether devices may reach the memory of others.
+    pub peer_to_peer: bool,
+    /// Where memory BARs may be.
+    pub windows: Vec<GpaRange>,
+    /// Memory slots that RAM has.
+    pub ram_slots: u32,
+}
+
+impl GuestSpace {
+    /// Address spaces with nothing in them.
+    pub fn new(parts: SpaceParts) -> Self {
+        let SpaceParts {
+            vm,
+            mmio,
+            pio,
+            view,
+            peer_to_peer,
+            windows,
+            ram_slots,
+        } = parts;
+        Self(Arc::new(Inner {
+            vm,
+            mmio,
+            pio,
+            view,
+            peer_to_peer,
+            windows,
+            slots: Mutex::new(Slots {
+                next: ram_slots,
+                free: Vec::new(),
+            }),
+        }))
+    }
+}
+
+impl AddressSpace for GuestSpace {
+    fn add(&self, space: Space, region: Arc<dyn Region>) -> io::Result<Box<dyn PlacedRegion>> {
+        let mapping = match region.mappable() {
+            [] => None,
+            areas => Some(Mapping::of_region(region.size(), areas)?),
+        };
+        Ok(Box::new(Placed {
+            space: Arc::clone(&self.0),
+            kind: space,
+            region,
+            mapping,
+            place: Mutex::new(None),
+        }))
+    }
+}
+
+/// Numbers of memory slots.
+struct Slots {
+    next: u32,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+}
+
+struct Placed {
+    space: Arc<Inner>,
+    kind: Space,
+    region: Arc<dyn Region>,
+    /// Host addresses of its areas.
+    mapping: Option<Mapping>,
+    place: Mutex<Option<Place>>,
+}
+
+/// Where a region answers.
+struct Place {
+    address: u64,
+    /// Slots of the mapped areas, and whether devices reach them.
+    slots: Vec<(u32, u64)>,
+}
+
+struct Trapped(Arc<dyn Region>);
+
+impl BusDevice for Trapped {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+impl PlacedRegion for Placed {
+    fn place(&self, address: Option<u64>) -> io::Result<()> {
+        let mut place = lock(&self.place);
+        if place.as_ref().map(|place| place.address) == address {
+            return Ok(());
+        }
+        if let Some(old) = place.take() {
+            self.leave(old);
+        }
+        if let Some(address) = address {
+            self.check(address)?;
+            *place = Some(self.enter(address)?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        let place = lock(&self.place).take();
+        if let Some(place) = place {
+            self.leave(place);
+        }
+    }
+}
+
+impl Placed {
+    /// The bus, as long as the machine has it.
+    fn bus(&self) -> Option<Arc<Bus>> {
+        match self.kind {
+            Space::Memory => self.space.mmio.upgrade(),
+            Space::Io => self.space.pio.upgrade(),
+        }
+    }
+
+    /// Memory that no host bridge passes on is not reached by it: RAM and the machine's own
+    /// registers stay what they are wherever a guest puts a BAR.
+    fn check(&self, address: u64) -> io::Result<()> {
+        if self.kind == Space::Io {
+            return Ok(());
+        }
+        let end = address.checked_add(self.region.size());
+        let inside = |window: &GpaRange| {
+            window.start <= address && end.is_some_and(|end| end <= window.end())
+        };
+        if self.space.windows.iter().any(inside) {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("{address:#x} is outside the windows of PCI"),
+        ))
+    }
+
+    /// Answers at `address`.
+    fn enter(&self, address: u64) -> io::Result<Place> {
+        let trapped = Arc::new(Trapped(Arc::clone(&self.region)));
+        let bus = self.bus().ok_or(io::ErrorKind::NotConnected)?;
+        let inserted = bus.insert(address, self.region.size(), trapped);
+        inserted.map_err(|error: InsertError| io::Error::new(io::ErrorKind::AddrInUse, error))?;
+        let mut place = Place {
+            address,
+            slots: Vec::new(),
+        };
+        let Some(mapping) = &self.mapping else {
+            return Ok(place);
+        };
+        for area in self.region.mappable() {
+            let slot = lock(&self.space.slots).take();
+            let gpa = address + area.offset;
+            place.slots.push((slot, gpa));
+            let host_address = mapping.address() as u64 + area.offset;
+            if let Err(error) = self.set_slot(slot, gpa, Some((area, host_address))) {
+                self.leave(place);
+                return Err(error);
+            }
+            if self.space.peer_to_peer {
+                self.space.view.add(DmaArea {
+                    gpa,
+                    size: area.size,
+                    host_address: host_address as usize,
+                    file: shareable(&area.file).then(|| (Arc::clone(&area.file), area.file_offset)),
+                    writable: area.writable,
+                });
+            }
+        }
+        Ok(place)
+    }
+
+    /// Answers nowhere any more.
+    fn leave(&self, place: Place) {
+        let Place { address, slots } = place;
+        if let Some(bus) = self.bus() {
+            bus.remove(address);
+        }
+        for (slot, gpa) in slots {
+            self.space.view.remove(gpa);
+            match self.set_slot(slot, gpa, None) {
+                Ok(()) => lock(&self.space.slots).free.push(slot),
+                // Its number stays in use.
+                Err(error) => log::error!("KVM keeps the memory of a device at {gpa:#x}: {error}"),
+            }
+        }
+    }
+
+    fn set_slot(&self, slot: u32, gpa: u64, area: Option<(&MappableArea, u64)>) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: match area {
+                Some((area, _)) if !area.writable => KVM_MEM_READONLY,
+                _ => 0,
+            },
+            guest_phys_addr: gpa,
+            memory_size: area.map_or(0, |(area, _)| area.size),
+            userspace_addr: area.map_or(0, |(_, address)| address),
+        };
+        // SAFETY: the mapping is valid for the whole of the area and goes only after the slot:
+        // `Placed` holds it, and leaves its place before it drops it.
+        unsafe { self.space.vm.set_user_memory_region(region) }.map_err(io::Error::from)
+    }
+}
+
+/// Whether another process may be given the file: memory files hold memory, while a descriptor of a
+/// device is power over the device.
+fn shareable(file: &Arc<OwnedFd>) -> bool {
+    let file = file.as_fd().try_clone_to_owned().map(std::fs::File::from);
+    file.and_then(|file| file.metadata())
+        .is_ok_and(|metadata| metadata.is_file())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
