@@ -101,7 +101,7 @@ impl<'a> HostBridge<'a> {
         let mut devices = BTreeMap::new();
         for function in &segment.functions {
             let bdf = function.bdf;
-            if bdf.segment != segment.number || !(1..DEVICES).contains(&bdf.device) {
+            if bdf.segment != segment.number || bdf.device >= DEVICES {
                 return Err(EncodeError::Slot {
                     id: function.id.clone(),
                     bdf,
@@ -123,10 +123,11 @@ impl<'a> HostBridge<'a> {
         })
     }
 
-    /// Devices 1 to 31.
+    /// Devices 1 to 31, and device 0 if it is not the bridge itself.
     fn slots(&self) -> Encoded {
         let mut slots = Vec::new();
-        for device in 1..DEVICES {
+        let first = u8::from(!self.devices.contains_key(&0));
+        for device in first..DEVICES {
             match self.devices.get(&device) {
                 None | Some(None) => slots.extend_from_slice(&plain_slot(device)),
                 Some(Some(properties)) => Device::new(

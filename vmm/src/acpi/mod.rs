@@ -129,7 +129,7 @@ pub enum EncodeError {
     /// The function is not where the slots of its segment are.
     #[error(
         "device {id} is at {bdf}, which is no slot of PCI segment {segment:#x}; the slots are \
-         devices 0x1 to 0x1f"
+         devices 0x0 to 0x1f"
     )]
     Slot {
         /// The device.

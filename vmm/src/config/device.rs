@@ -70,7 +70,8 @@ pub struct DeviceConfig {
     /// The PCI segment that the guest finds it on.
     #[serde(default)]
     pub pci_segment: u16,
-    /// Its device number there, 1 to 31; `None` is any that is free.
+    /// Its device number there, 1 to 31, and 0 on segments other than 0; `None` is any that is free
+    /// but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_device_id: Option<u8>,
     /// BARs of which no part is mapped into the guest.

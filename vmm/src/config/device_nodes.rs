@@ -200,7 +200,6 @@ pub(super) fn validate(config: &VmConfig, problems: &mut Vec<Problem>) {
 
 /// Which nodes there are, and whose they are.
 struct Claims<'a> {
-    config: &'a VmConfig,
     declared: BTreeMap<u32, &'a NumaConfig>,
     /// The node that takes in CPUs and RAM although it is given none.
     home: Option<u32>,
@@ -216,7 +215,6 @@ impl<'a> Claims<'a> {
         let lowest = declared.keys().next().copied();
         let home = lowest.filter(|_| config.numa.iter().all(NumaConfig::is_bare));
         Self {
-            config,
             declared,
             home,
             owners: BTreeMap::new(),
@@ -260,10 +258,6 @@ impl<'a> Claims<'a> {
         let mut invalid = |value: String, reason: String| {
             problems.push(Problem::invalid(format_args!("{at}={value}"), reason));
         };
-        if !self.config.platform.acpi {
-            let reason = "a device tree cannot carry it; drop --platform acpi=off".to_owned();
-            invalid(given.to_string(), reason);
-        }
         let count = match given {
             GuestNumaIds::Ids(ids) => ids.len(),
             GuestNumaIds::Auto(count) => *count as usize,

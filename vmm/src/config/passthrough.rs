@@ -27,7 +27,8 @@ pub(super) const PCI_DEVICE_ID: Key = Key::new(
     "pci_device_id",
     "pci_device_id",
     Value::Typed("<number>"),
-    "its device number there, 1 to 31",
+    "its device number there, 1 to 31; on segments other than 0 also 0, which is the host bridge's \
+     otherwise",
 )
 .or(Fallback::Absent("a free one"));
 pub(super) const GUEST_NUMA_IDS: Key = Key::new(
@@ -193,6 +194,9 @@ pub(super) fn validate(config: &VmConfig, problems: &mut Vec<Problem>) {
         };
         problems.push(Problem::invalid(format_args!("{option},id={id}"), reason));
     }
+    if !config.platform.acpi {
+        validate_without_acpi(config, &devices, problems);
+    }
     validate_places(config, &devices, problems);
     validate_memory(config, problems);
 }
@@ -223,6 +227,26 @@ fn id_fault(id: &str, prefix: &str) -> Option<String> {
     }
 }
 
+/// Our device trees have no PCI.
+fn validate_without_acpi(
+    config: &VmConfig,
+    devices: &[Passthrough<'_>],
+    problems: &mut Vec<Problem>,
+) {
+    let segments = config.platform.num_pci_segments;
+    let segments = (segments > 1).then(|| format!("--platform num_pci_segments={segments}"));
+    let weights = config.pci_segments.iter();
+    let weights = weights.map(|config| format!("--pci-segment pci_segment={}", config.pci_segment));
+    let devices = devices.iter().map(|device| device.option.clone());
+    let options = devices.chain(segments).chain(weights);
+    problems.extend(options.take(MAX_PROBLEMS).map(|option| {
+        Problem::invalid(
+            option,
+            "a guest with --platform acpi=off has no PCI yet; drop one of the two",
+        )
+    }));
+}
+
 /// Checks that every device has a place of its own.
 fn validate_places(config: &VmConfig, devices: &[Passthrough<'_>], problems: &mut Vec<Problem>) {
     let mut places: BTreeMap<(u16, u8), &str> = BTreeMap::new();
@@ -245,16 +269,19 @@ fn validate_places(config: &VmConfig, devices: &[Passthrough<'_>], problems: &mu
         }
         if let Some(number) = device.pci_device_id {
             let value = format!(",pci_segment={segment},pci_device_id={number}");
-            if !(1..=MAX_PCI_DEVICE_ID).contains(&number) {
-                let reason =
-                    format!("must be 1 to {MAX_PCI_DEVICE_ID}; device 0 is the host bridge");
+            // Systems look for a bridge at the very first place, and drivers for their device at 0.
+            let least = u8::from(*segment == 0);
+            if !(least..=MAX_PCI_DEVICE_ID).contains(&number) {
+                let reason = format!(
+                    "must be {least} to {MAX_PCI_DEVICE_ID}; device 0 of segment 0 is the host bridge"
+                );
                 invalid(value, reason);
             } else if let Some(other) = places.insert((*segment, number), name) {
                 invalid(value, format!("device {other} is there already"));
             }
         }
         let count = counts.entry(*segment).or_default();
-        *count += 1;
+        *count += usize::from(device.pci_device_id != Some(0));
         if *count == usize::from(MAX_PCI_DEVICE_ID) + 1 {
             let reason = format!(
                 "a segment has room for {MAX_PCI_DEVICE_ID} devices; use another, see --platform \

@@ -45,7 +45,8 @@ pub struct UserDeviceConfig {
     /// The PCI segment that the guest finds it on.
     #[serde(default)]
     pub pci_segment: u16,
-    /// Its device number there, 1 to 31; `None` is any that is free.
+    /// Its device number there, 1 to 31, and 0 on segments other than 0; `None` is any that is free
+    /// but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_device_id: Option<u8>,
     /// NUMA nodes of the guest that its memory may use. This and what follows are extensions of

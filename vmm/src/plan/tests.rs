@@ -14,6 +14,8 @@ fn host(isa: Isa) -> HostFacts {
         max_vcpu_ids: 4096,
         pmu: isa == Isa::Aarch64,
         memory: HostMemory::default(),
+        cacheable_device_memory: true,
+        devices: BTreeMap::new(),
     }
 }
 
@@ -319,6 +321,7 @@ prop_compose! {
         let isa = Isa::X86_64;
         (config, HostFacts {
             isa, phys_bits, max_vcpus, max_vcpu_ids, pmu, memory: HostMemory::default(),
+            cacheable_device_memory: true, devices: BTreeMap::new(),
         })
     }
 }

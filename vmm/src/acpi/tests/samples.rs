@@ -245,6 +245,7 @@ pub(super) fn function(segment: u16, device: u8, vendor: u16, nodes: Vec<u32>) -
             ids: nodes,
             dsd: true,
             generic_initiators: false,
+            auto: false,
         }),
     }
 }

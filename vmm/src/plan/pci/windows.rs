@@ -46,10 +46,11 @@ pub(super) fn divide(
             needed: end - range.start,
         });
     }
-    // A part that grows may cost each of those behind it its alignment, and no more.
+    // A part that grows may cost each of those behind it its alignment, and no more: all are made of
+    // granules.
     let reserved = demands.iter().fold(0, |sum: u64, demand| {
         sum.saturating_add(demand.need().next_multiple_of(granule))
-            .saturating_add(demand.alignment(granule))
+            .saturating_add(demand.alignment(granule) - granule)
     });
     let spare = range.size.saturating_sub(reserved);
     let weights: u128 = demands.iter().map(|demand| u128::from(demand.weight)).sum();
@@ -121,9 +122,8 @@ mod tests {
             size: 100 * GIB,
         };
         let parts = divide(range, GIB, &[demand(&[], 1), demand(&[], 3)]).unwrap();
-        // A granule for each is kept for alignment.
-        assert_eq!((parts[0].start, parts[0].size), (4 * GIB, 24 * GIB));
-        assert_eq!((parts[1].start, parts[1].size), (28 * GIB, 73 * GIB));
+        assert_eq!((parts[0].start, parts[0].size), (4 * GIB, 25 * GIB));
+        assert_eq!((parts[1].start, parts[1].size), (29 * GIB, 75 * GIB));
     }
 
     #[test]
@@ -146,13 +146,13 @@ mod tests {
         };
         let demands = [demand(&[GIB], 1), demand(&[8 * GIB], 1)];
         // 1 GiB, then a gap up to 8 GiB, then 8 GiB.
-        let error = divide(range, GIB, &demands).unwrap_err();
-        assert_eq!(error.needed, 10 * GIB);
+        assert!(divide(range, GIB, &demands).is_ok());
         let range = GpaRange {
             size: 10 * GIB - 1,
             ..range
         };
-        assert!(divide(range, GIB, &demands).is_err());
+        let error = divide(range, GIB, &demands).unwrap_err();
+        assert_eq!(error.needed, 10 * GIB);
     }
 
     proptest! {

@@ -103,14 +103,14 @@ fn impossible_devices_are_refused() {
         (
             "--device",
             "path=/d,pci_device_id=0",
-            "--device path=/d,pci_segment=0,pci_device_id=0: must be 1 to 31; device 0 is the host \
-             bridge",
+            "--device path=/d,pci_segment=0,pci_device_id=0: must be 1 to 31; device 0 of \
+             segment 0 is the host bridge",
         ),
         (
             "--device",
             "path=/d,pci_device_id=32",
-            "--device path=/d,pci_segment=0,pci_device_id=32: must be 1 to 31; device 0 is the \
-             host bridge",
+            "--device path=/d,pci_segment=0,pci_device_id=32: must be 1 to 31; device 0 of \
+             segment 0 is the host bridge",
         ),
         (
             "--device",
@@ -455,23 +455,26 @@ fn auto_needs_a_node_before_it_and_room_behind() {
 }
 
 #[test]
-fn a_device_tree_carries_no_nodes_of_devices() {
+fn a_device_tree_has_no_pci() {
     let options = [
         "--platform",
-        "acpi=off",
+        "acpi=off,num_pci_segments=2",
         "--numa",
         "guest_numa_id=0,cpus=[0]",
         "--device",
         "path=/d,guest_numa_ids=auto:2",
-        "path=/e",
+        "--pci-segment",
+        "pci_segment=1",
     ];
-    assert_eq!(
-        problems(Isa::Aarch64, &options),
-        [
-            "--device path=/d,guest_numa_ids=auto:2: a device tree cannot carry it; drop --platform \
-             acpi=off"
-        ]
-    );
+    let options_at_fault = [
+        "--device path=/d",
+        "--platform num_pci_segments=2",
+        "--pci-segment pci_segment=1",
+    ];
+    let expected = options_at_fault.map(|option| {
+        format!("{option}: a guest with --platform acpi=off has no PCI yet; drop one of the two")
+    });
+    assert_eq!(problems(Isa::Aarch64, &options), expected);
 }
 
 #[test]
