@@ -280,7 +280,6 @@ fn counter(report: &Report, moment: &str, name: &str) -> Result<u64> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn the_driver_finds_the_nodes_of_its_device() -> Result<()> {
     let report = REPORT.get()?;
     assert_eq!(text(report, "possible")?, "0-9");
@@ -314,7 +313,6 @@ fn the_driver_finds_the_nodes_of_its_device() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn memory_of_the_device_comes_to_its_lowest_free_nodes() -> Result<()> {
     let report = REPORT.get()?;
     let (start, _) = bar(report)?;
@@ -344,7 +342,6 @@ fn memory_of_the_device_comes_to_its_lowest_free_nodes() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn memory_that_there_is_not_comes_to_no_node() -> Result<()> {
     let report = REPORT.get()?;
     for (section, why) in [
@@ -368,7 +365,6 @@ fn first_node(report: &Report) -> Result<u32> {
 /// Distances are those of `--numa`: each line has one for each node that is online, and the same nodes
 /// have lines.
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn distances_are_those_of_the_slit() -> Result<()> {
     let report = REPORT.get()?;
     let first = first_node(report)?;
@@ -397,7 +393,6 @@ fn distances_are_those_of_the_slit() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn a_file_bound_to_the_node_lies_in_the_memory_of_the_device() -> Result<()> {
     let report = REPORT.get()?;
     assert_eq!(counter(report, "free", "Shmem")?, 0);
@@ -410,7 +405,6 @@ fn a_file_bound_to_the_node_lies_in_the_memory_of_the_device() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn the_memory_goes_again_and_can_come_back() -> Result<()> {
     let report = REPORT.get()?;
     report.text("take/first")?;
@@ -428,7 +422,6 @@ fn the_memory_goes_again_and_can_come_back() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn the_device_interrupts_by_the_vector_that_rang() -> Result<()> {
     let report = REPORT.get()?;
     let counts = |name| -> Result<Vec<&str>> { Ok(report.text(name)?.lines().collect()) };
@@ -440,7 +433,6 @@ fn the_device_interrupts_by_the_vector_that_rang() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn the_device_reaches_ram_of_the_guest() -> Result<()> {
     let report = REPORT.get()?;
     report.text("dma/to_device")?;
@@ -454,7 +446,6 @@ fn the_device_reaches_ram_of_the_guest() -> Result<()> {
 
 /// Warnings of the kernel's own checks, that is, each of which begins with a line to cut at.
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn the_kernel_warns_of_nothing() -> Result<()> {
     assert_eq!(REPORT.get()?.text("warnings")?, "");
     Ok(())
@@ -477,7 +468,6 @@ section back dma $((other + TO)) $((mine + TO)) 4096
 
 /// What a guest may use as its memory is memory to every device.
 #[test]
-#[ignore = "needs --user-device, which is not there yet"]
 fn devices_reach_the_memory_of_each_other() -> Result<()> {
     const FROM: u64 = 3 << 20;
     const TO: u64 = 300 << 20;
