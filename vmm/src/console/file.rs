@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::ConsoleError;
@@ -54,7 +54,11 @@ pub(super) fn open(path: &Path) -> Result<(File, Option<NewFile>), ConsoleError>
         }
         // A dangling link is there, and creates what it points to.
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            let file = options.create_new(false).create(true).open(path);
+            // Whoever opens a pipe for writing alone waits until somebody reads it, deaf to the
+            // signals that end the VMM. It is the vCPU that is to wait, once the pipe is full.
+            let is_pipe = fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo());
+            options.create_new(false).create(true).read(is_pipe);
+            let file = options.open(path);
             Ok((file.map_err(failed)?, None))
         }
         Err(e) => Err(failed(e)),

@@ -464,6 +464,27 @@ fn file_is_emptied_for_the_first_machine_and_then_appended_to() {
 }
 
 #[test]
+fn a_pipe_is_opened_before_anybody_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    let mode = Mode::File(path.clone());
+    let opening = thread::spawn(move || Backend::open(&mode).unwrap());
+    wait_for("the pipe", || opening.is_finished());
+    let backend = opening.join().unwrap();
+    let mut port = backend.port();
+    port.pick_up();
+    port.write_all(b"early ").unwrap();
+    let reader = File::open(&path).unwrap();
+    port.write_all(b"late").unwrap();
+    drop((backend, port));
+    let mut output = String::new();
+    (&reader).read_to_string(&mut output).unwrap();
+    assert_eq!(output, "early late");
+}
+
+#[test]
 fn a_failed_write_is_reported() {
     let backend = Backend::open(&Mode::File("/dev/full".into())).unwrap();
     let error = backend.port().write(b"x").unwrap_err();
