@@ -49,8 +49,10 @@ fn refuse(error: &CliError) -> ExitCode {
 
 fn run(config: vmm::config::VmConfig, log: &cli::LogOptions) -> Result<()> {
     logger::start(log.verbosity, log.file.as_deref()).with_context(|| {
-        let file = log.file.clone().unwrap_or_default();
-        format!("--log-file {}: cannot create it", file.display())
+        log.file.as_ref().map_or_else(
+            || "cannot log to standard error".to_owned(),
+            |file| format!("--log-file {}: cannot create it", file.display()),
+        )
     })?;
     block_signals().context("cannot block signals")?;
     config.validate_on(vmm::machine::HOST_ISA, &vmm::machine::host_memory())?;
