@@ -15,15 +15,17 @@ use tests::coherent_device::Options;
 use tests::{CMDLINE, CoherentDevice, Initramfs, Report, SharedReport, Vmm};
 
 const DEVICE_MEMORY: u64 = 512 << 20;
-/// What two nodes get; the rest would be too little for a third of the first size.
-const FIRST_SIZE: u64 = 256 << 20;
+/// What two nodes get, and what is more than the rest.
+const FIRST_SIZE: u64 = 128 << 20;
 const SECOND_SIZE: u64 = 128 << 20;
+const TOO_MUCH: u64 = 384 << 20;
 /// The device's proximity domains.
 const DOMAINS: std::ops::RangeInclusive<u32> = 2..=9;
 const FAR: u32 = 40;
 
-/// The file on the node: so many copies of a MiB that is made of these numbers, a line each.
-const COPIES: u64 = 64;
+/// The file on the node: so many copies of a MiB that is made of these numbers, a line each. It takes
+/// all of the node but what Linux keeps free.
+const COPIES: u64 = 120;
 const NUMBERS: std::ops::RangeInclusive<u32> = 1_000_000..=1_131_071;
 const FILE_SIZE: u64 = COPIES << 20;
 const PAGE: usize = 4096;
@@ -91,7 +93,7 @@ section added/range grep -F '(coherent_memory)' /proc/iomem
 section added/zones sh -c "sort -u /sys/devices/system/node/node$first/memory*/valid_zones"
 section give/odd give 4096
 section give/second give "$SECOND_SIZE"
-section give/too_much give "$FIRST_SIZE"
+section give/too_much give "$TOO_MUCH"
 section both/nodes cat "$files/nodes"
 section both/has_memory cat /sys/devices/system/node/has_memory
 
@@ -170,7 +172,7 @@ static REPORT: SharedReport = SharedReport::new(|| {
 /// Variables that the script starts with.
 fn constants() -> String {
     format!(
-        "FIRST_SIZE={FIRST_SIZE} SECOND_SIZE={SECOND_SIZE} COPIES={COPIES} VECTOR={VECTOR}\n\
+        "FIRST_SIZE={FIRST_SIZE} SECOND_SIZE={SECOND_SIZE} TOO_MUCH={TOO_MUCH} COPIES={COPIES} VECTOR={VECTOR}\n\
          DMA_OFFSET={DMA_OFFSET} FIRST={} LAST={}\n",
         NUMBERS.start(),
         NUMBERS.end()

@@ -11,6 +11,7 @@ mod numa;
 mod power_button;
 mod report;
 mod serial;
+mod two_devices;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};
