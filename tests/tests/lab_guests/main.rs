@@ -10,6 +10,7 @@ mod memory;
 mod numa;
 mod power_button;
 mod report;
+mod segments;
 mod serial;
 mod two_devices;
 mod zones;

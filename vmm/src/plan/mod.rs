@@ -30,7 +30,7 @@ use crate::acpi;
 use crate::config::VmConfig;
 
 /// Version of the serialised form of [`Plan`]; goes up with every incompatible change.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// What the plan needs to know of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
