@@ -11,6 +11,9 @@ const SEGMENTS: u32 = 96;
 /// The device's address: segment 95.
 const BDF: &str = "005f:00:00.0";
 const VECTOR: u32 = 5;
+/// Its BAR 4, and what of that is memory.
+const MEMORY: u64 = 512 << 20;
+const USABLE: u64 = 384 << 20;
 
 const SCRIPT: &str = r#"
 device=/sys/bus/pci/devices/$BDF
@@ -25,11 +28,21 @@ ring() { echo "$VECTOR" >"$files/ring"; }
 section ring ring
 sleep 1
 section interrupts cat "$files/interrupts"
+bar=$(cut -d ' ' -f 1 "$files/coherent_memory")
+peek() { devmem $((bar + $1)) 32; }
+section bar cat "$files/coherent_memory"
+section peek/last peek $((USABLE - 4))
+section peek/beyond peek "$USABLE"
+section peek/end peek $((MEMORY - 4))
 section complaints sh -c "dmesg | grep -iE 'pci|ecam|iort|its' | grep -iE 'fail|error|conflict|not reserved|no space|claim' || true"
 "#;
 
 static REPORT: SharedReport = SharedReport::new(|| {
-    let device = CoherentDevice::start(Options::default())?;
+    let device = CoherentDevice::start(Options {
+        memory: MEMORY,
+        usable: Some(USABLE),
+        ..Options::default()
+    })?;
     let user_device = format!(
         "socket={},pci_segment=95,pci_device_id=0,guest_numa_ids=[2-9],generic_initiator=only",
         device.socket().display()
@@ -39,7 +52,7 @@ static REPORT: SharedReport = SharedReport::new(|| {
         "guest_numa_id=1,cpus=[1],pci_segments=[95]".to_owned(),
     ];
     nodes.extend((2..=9).map(|id| format!("guest_numa_id={id}")));
-    let script = format!("BDF={BDF} VECTOR={VECTOR}\n{SCRIPT}");
+    let script = format!("BDF={BDF} VECTOR={VECTOR} MEMORY={MEMORY} USABLE={USABLE}\n{SCRIPT}");
     let initramfs = Initramfs::new(&script).module("coherent_memory");
     Vmm::boot(&initramfs, CMDLINE)?
         .args(["--cpus", "boot=2", "--memory", "size=1G,shared=on"])
@@ -82,6 +95,18 @@ fn generic_initiators_tell_a_device_of_its_nodes() -> Result<()> {
     assert_eq!(text(report, "domains")?, ids.join("\n"));
     // CPUs, then initiators: here that is the order of the ids.
     assert_eq!(text(report, "nodes")?, ids.join("\n"));
+    Ok(())
+}
+
+/// As with a Grace Hopper's, whose memory is no power of two.
+#[test]
+fn behind_the_memory_the_bar_reads_as_ones() -> Result<()> {
+    let report = REPORT.get()?;
+    ensure!(text(report, "bar")?.ends_with(&format!(" {MEMORY}")));
+    assert_eq!(text(report, "peek/last")?, "0x00000000");
+    for place in ["peek/beyond", "peek/end"] {
+        assert_eq!(text(report, place)?, "0xFFFFFFFF", "{place}");
+    }
     Ok(())
 }
 
