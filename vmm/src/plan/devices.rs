@@ -67,10 +67,17 @@ fn free_port(port: u16) -> Result<u16, PlanError> {
         (SLEEP_PORT, SLEEP_PORTS, "the ACPI sleep registers"),
         (GED_PORT, 1, "the ACPI event device"),
         (0xcf8, 8, "PCI configuration space"),
+        (
+            PCI_PORTS_START,
+            PCI_PORTS_SIZE,
+            "the I/O BARs of PCI devices",
+        ),
     ];
+    // The last range ends with the last port, so its end is no port.
+    let holds = |base: u16, size| port.checked_sub(base).is_some_and(|offset| offset < size);
     let owner = taken
         .into_iter()
-        .find(|(base, size, _)| (*base..base + size).contains(&port));
+        .find(|(base, size, _)| holds(*base, *size));
     match owner {
         Some((_, _, owner)) => Err(PlanError::PortTaken { port, owner }),
         None => Ok(port),

@@ -226,6 +226,31 @@ fn a_debug_console_on_a_taken_port_names_the_owner() {
     assert_eq!(plan(Isa::X86_64, &config).devices.debug_console, Some(0xe9));
 }
 
+/// The last of the ports of PCI is the last that there is.
+#[test]
+fn a_debug_console_cannot_be_among_the_ports_of_pci() {
+    let mut config = config(GIB, 1);
+    config.debug_console.mode = ConsoleMode::File;
+    for (port, taken) in [
+        (0xbfff, false),
+        (0xc000, true),
+        (0xd123, true),
+        (0xffff, true),
+        (0xcf7, false),
+        (0xcff, true),
+        (0, false),
+    ] {
+        config.debug_console.iobase = port;
+        let planned = Plan::new(&config, &host(Isa::X86_64));
+        let refused = match planned {
+            Ok(_) => false,
+            Err(PlanError::PortTaken { port: named, .. }) => named == port,
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(refused, taken, "{port:#x}");
+    }
+}
+
 /// A plan is stored with the machine: what comes back is what was stored, and the same input gives
 /// the same bytes.
 #[test]
