@@ -117,7 +117,11 @@ fn undeclared(config: &[NumaConfig], pci: Option<&PciPlan>) -> Vec<NumaConfig> {
 }
 
 /// The topology with the generic initiators that devices ask for, and for devices that leave it to
-/// us with those that leave all nodes their numbers in Linux, which counts initiators before memory.
+/// us with those that leave all nodes their numbers in Linux, which counts initiators before memory,
+/// or that mend the numbers that initiators of other devices have changed.
+///
+/// Devices have their turns by ascending nodes: what has been given to one is in order then, and
+/// cannot be the reason why another goes without.
 fn with_initiators(
     isa: Isa,
     pci: &mut PciPlan,
@@ -132,13 +136,16 @@ fn with_initiators(
         .collect();
     let mut chosen = topology(&initiators)?;
     let segments = pci.segments.iter_mut();
-    for function in segments.flat_map(|segment| &mut segment.functions) {
-        let Some(nodes) = function.nodes.as_mut().filter(|nodes| nodes.auto) else {
-            continue;
-        };
-        let more = [initiators.clone(), of(function.bdf, nodes)].concat();
+    let functions = segments.flat_map(|segment| &mut segment.functions);
+    let mut undecided: Vec<(Bdf, &mut DeviceNodes)> = functions
+        .filter_map(|function| Some((function.bdf, function.nodes.as_mut()?)))
+        .filter(|(_, nodes)| nodes.auto && !nodes.generic_initiators)
+        .collect();
+    undecided.sort_by_key(|(_, nodes)| nodes.ids.first().copied());
+    for (bdf, nodes) in undecided {
+        let more = [initiators.clone(), of(bdf, nodes)].concat();
         let candidate = topology(&more)?;
-        if same_numbers(isa, &chosen, &candidate) {
+        if same_numbers(isa, &chosen, &candidate) || numbers_are_ids(isa, &candidate) {
             nodes.generic_initiators = true;
             (initiators, chosen) = (more, candidate);
         }
@@ -154,6 +161,11 @@ fn same_numbers(isa: Isa, one: &Topology, other: &Topology) -> bool {
         nodes.collect::<Vec<_>>()
     };
     order(one) == order(other)
+}
+
+/// Whether Linux gives every node its id as its number.
+fn numbers_are_ids(isa: Isa, topology: &Topology) -> bool {
+    numbering(isa, topology).renumbered().next().is_none()
 }
 
 /// What the guest's Linux will make of the nodes.
