@@ -1,11 +1,11 @@
 //! What an operator should know of a plan that works, but perhaps not as it was meant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use acpi_numa::linux::Kernel;
 use arch::Isa;
 
-use super::{CpuPlan, FunctionPlan, NumaPlan, Plan};
+use super::{CpuPlan, FunctionPlan, NodePlan, NumaPlan, Plan};
 
 /// Nodes that distributions' arm64 kernels have room for.
 const ARM64_NODES: usize = Kernel::ARM64.max_nodes as usize;
@@ -17,13 +17,17 @@ impl Plan {
     /// What may come as a surprise, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        let segments = self.pci.iter().flat_map(|pci| &pci.segments);
+        let functions: Vec<&FunctionPlan> =
+            segments.flat_map(|segment| &segment.functions).collect();
         if let Some(numa) = &self.numa {
-            warnings.extend(numa_warnings(self.isa, numa));
+            warnings.extend(numa_warnings(self.isa, numa, &functions));
             warnings.extend(split_package(&self.cpus, numa));
         }
-        let segments = self.pci.iter().flat_map(|pci| &pci.segments);
-        let functions = segments.flat_map(|segment| &segment.functions);
-        warnings.extend(functions.filter_map(unmatched_initiators));
+        for function in functions {
+            warnings.extend(unmatched_initiators(function));
+            warnings.extend(memory_without_nodes(function));
+        }
         warnings
     }
 }
@@ -65,7 +69,18 @@ fn unmatched_initiators(function: &FunctionPlan) -> Option<String> {
     ))
 }
 
-fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
+/// Nodes cannot be added to a guest that runs, so its driver has nowhere to put the memory.
+fn memory_without_nodes(function: &FunctionPlan) -> Option<String> {
+    function.facts.coherent.as_ref()?;
+    function.nodes.is_none().then_some(())?;
+    Some(format!(
+        "device {} has memory that CPUs may cache and no NUMA nodes, so the guest cannot use it as \
+         RAM: guest_numa_ids=auto gives it some",
+        function.id
+    ))
+}
+
+fn numa_warnings(isa: Isa, numa: &NumaPlan, functions: &[&FunctionPlan]) -> Vec<String> {
     let NumaPlan {
         nodes,
         distances: _,
@@ -94,9 +109,16 @@ fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
         })
         .collect();
     if !renumbered.is_empty() {
+        let mut owned = functions
+            .iter()
+            .filter_map(|function| function.nodes.as_ref());
+        let initiators = match owned.any(|nodes| nodes.generic_initiators) {
+            true => ", then those with generic initiators",
+            false => "",
+        };
         warnings.push(format!(
-            "Linux numbers nodes with CPUs first, then those with memory or room for it, without \
-             holes, so guest_numa_id {} there",
+            "Linux numbers nodes with CPUs first{initiators}, then those with memory or room for it, \
+             without holes, so guest_numa_id {} there",
             renumbered.join(", ")
         ));
     }
@@ -104,8 +126,9 @@ fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
         if nodes.len() > ARM64_NODES {
             warnings.push(format!(
                 "{} nodes: kernels with room for {ARM64_NODES}, which is what distributions ship \
-                 for arm64 (CONFIG_NODES_SHIFT=4), will see one node with everything in it",
-                nodes.len()
+                 for arm64 (CONFIG_NODES_SHIFT=4), will see one node with everything in it{}",
+                nodes.len(),
+                fewer_nodes(nodes).unwrap_or_default()
             ));
         }
         if let Some(node) = nodes.iter().find(|node| node.id > ARM64_LAST_DOMAIN) {
@@ -117,4 +140,15 @@ fn numa_warnings(isa: Isa, numa: &NumaPlan) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// What would do for those kernels, if devices own nodes and could have fewer.
+fn fewer_nodes(nodes: &[NodePlan]) -> Option<String> {
+    let owners: BTreeSet<&String> = nodes
+        .iter()
+        .filter_map(|node| node.device.as_ref())
+        .collect();
+    let others = nodes.iter().filter(|node| node.device.is_none()).count();
+    let each = ARM64_NODES.checked_sub(others)?.checked_div(owners.len())?;
+    (each > 0).then(|| format!("; with {each} nodes at most for each device there would be room"))
 }
