@@ -142,8 +142,8 @@ pub enum PlanError {
     },
     /// Nobody knows what the device is.
     #[error(
-        "{option}: nothing is known of this device; it must be there, or --plan-facts must have \
-         what was found out about it"
+        "{option}: nothing is known of this device; --plan-facts must have what was found out about \
+         it, under this path or socket as it is written here"
     )]
     UnknownDevice {
         /// The option.
@@ -175,21 +175,50 @@ pub enum PlanError {
         /// The segment.
         segment: u16,
     },
-    /// The BARs do not fit.
+    /// What is said of a device cannot be.
+    #[error("{option}: {fault}; --plan-facts must have what --plan-format json printed of it")]
+    ImpossibleDevice {
+        /// The option.
+        option: String,
+        /// What is wrong.
+        fault: String,
+    },
+    /// The 64-bit BARs do not fit.
     #[error(
-        "--device, --user-device: the BARs need {needed:#x} bytes of {window} PCI space, and with \
-         {phys_bits}-bit addresses there are {available:#x}; give fewer devices or less RAM or, \
-         where the host has more bits, a larger --cpus max_phys_bits"
+        "--device, --user-device: 64-bit BARs need {needed:#x} bytes, gaps for alignment included, and \
+         with {phys_bits}-bit addresses there are {available:#x} behind RAM; give fewer devices or less \
+         RAM or, where the host has more bits, a larger --cpus max_phys_bits"
     )]
-    PciWindow {
-        /// Which space.
-        window: &'static str,
-        /// Bytes that the BARs need, gaps for alignment included.
+    PciWindow64 {
+        /// Bytes that the BARs need.
         needed: u64,
         /// Bytes that there are.
         available: u64,
-        /// Width of addresses there.
+        /// Width of addresses.
         phys_bits: u8,
+    },
+    /// The 32-bit BARs do not fit.
+    #[error(
+        "--device, --user-device: 32-bit BARs need {needed:#x} bytes, gaps for alignment included, and \
+         below 4 GiB there are {available:#x}; give fewer devices that have such BARs"
+    )]
+    PciWindow32 {
+        /// Bytes that the BARs need.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+    },
+    /// The I/O BARs do not fit.
+    #[error(
+        "--device, --user-device: I/O BARs on PCI segment 0 need {needed:#x} ports, and there are \
+         {available:#x}; give fewer devices that have such BARs, or move some to another segment, \
+         where guests do without them"
+    )]
+    PciPorts {
+        /// Ports that the BARs need.
+        needed: u64,
+        /// Ports that there are.
+        available: u64,
     },
     /// The strings do not fit into SMBIOS tables.
     #[error("--platform")]

@@ -6,6 +6,7 @@ use ::pci::config_space::BarKind;
 use ::pci::{BarFacts, Bdf, DEVICES, DeviceFacts};
 use arch::{Isa, aarch64, x86_64};
 
+use super::facts;
 use super::windows::{self, Demand, TooSmall};
 use super::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
 use crate::config::{DeviceConfig, GenericInitiator, UserDeviceConfig, VmConfig};
@@ -33,7 +34,7 @@ struct Request {
 
 /// The address spaces that BARs are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Window {
+enum Window {
     /// I/O ports.
     Io,
     /// Memory below 4 GiB.
@@ -75,26 +76,38 @@ pub(in crate::plan) fn plan(
     for segment in &mut segments {
         segment.functions.sort_by_key(|function| function.bdf);
     }
-    place_memory(
-        &mut segments,
-        Window::Below4GiB,
-        memory.mmio32,
-        config,
-        isa,
-        phys_bits,
+    let placed = place_memory(&mut segments, Window::Below4GiB, memory.mmio32, config, isa);
+    placed.map_err(|TooSmall { needed }| PlanError::PciWindow32 {
+        needed,
+        available: memory.mmio32.size,
+    })?;
+    place_above_4_gib(&mut segments, memory.mmio64, config, isa).map_err(
+        |TooSmall { needed }| PlanError::PciWindow64 {
+            needed,
+            available: memory.mmio64.size,
+            phys_bits,
+        },
     )?;
-    let enough = GpaRange {
-        size: memory.mmio64.size.min(ENOUGH64),
-        ..memory.mmio64
-    };
-    let place64 = |segments: &mut [SegmentPlan], range| {
-        place_memory(segments, Window::Above4GiB, range, config, isa, phys_bits)
-    };
-    if place64(&mut segments, enough).is_err() {
-        place64(&mut segments, memory.mmio64)?;
-    }
     place_ports(&mut segments)?;
     Ok(PciPlan { segments })
+}
+
+/// Uses no more of the range than is enough or, where devices need more, than they need: what is far
+/// up may be out of the reach of a guest that makes RAM of it.
+fn place_above_4_gib(
+    segments: &mut [SegmentPlan],
+    range: GpaRange,
+    config: &VmConfig,
+    isa: Isa,
+) -> Result<(), TooSmall> {
+    let mut place = |size| {
+        let range = GpaRange { size, ..range };
+        place_memory(segments, Window::Above4GiB, range, config, isa)
+    };
+    match place(range.size.min(ENOUGH64)) {
+        Err(TooSmall { needed }) if needed <= range.size => place(needed),
+        placed => placed,
+    }
 }
 
 fn empty_segment(isa: Isa, number: u16, config: &VmConfig) -> SegmentPlan {
@@ -150,6 +163,9 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         let facts = facts.ok_or_else(|| PlanError::UnknownDevice {
             option: option.clone(),
         })?;
+        if let Some(fault) = facts::fault(&facts) {
+            return Err(PlanError::ImpossibleDevice { option, fault });
+        }
         if facts.coherent.is_some() && !host.cacheable_device_memory && !allow_noncacheable {
             return Err(PlanError::NotCacheable { option });
         }
@@ -291,15 +307,6 @@ impl Window {
             BarKind::Memory64 { .. } => Self::Above4GiB,
         }
     }
-
-    /// What it is called in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Io => "I/O",
-            Self::Below4GiB => "32-bit",
-            Self::Above4GiB => "64-bit",
-        }
-    }
 }
 
 /// BARs of one kind on a segment: function and position of each, and its bytes.
@@ -332,8 +339,7 @@ fn place_memory(
     range: GpaRange,
     config: &VmConfig,
     isa: Isa,
-    phys_bits: u8,
-) -> Result<(), PlanError> {
+) -> Result<(), TooSmall> {
     let page = match isa {
         Isa::X86_64 => 4 << 10,
         Isa::Aarch64 => 64 << 10,
@@ -358,13 +364,7 @@ fn place_memory(
         }
     };
     let demands: Vec<Demand> = segments.iter().map(demand).collect();
-    let parts = windows::divide(range, granule, &demands);
-    let parts = parts.map_err(|TooSmall { needed }| PlanError::PciWindow {
-        window: window.name(),
-        needed,
-        available: range.size,
-        phys_bits,
-    })?;
+    let parts = windows::divide(range, granule, &demands)?;
     for ((segment, part), demand) in segments.iter_mut().zip(parts).zip(&demands) {
         match window {
             Window::Above4GiB => segment.mmio64 = part,
@@ -386,11 +386,9 @@ fn place_ports(segments: &mut [SegmentPlan]) -> Result<(), PlanError> {
         let sizes: Vec<u64> = bars.iter().map(|(_, size)| *size).collect();
         let needed: u64 = sizes.iter().sum();
         if needed > u64::from(size) {
-            return Err(PlanError::PciWindow {
-                window: Window::Io.name(),
+            return Err(PlanError::PciPorts {
                 needed,
                 available: size.into(),
-                phys_bits: 16,
             });
         }
         let part = GpaRange {

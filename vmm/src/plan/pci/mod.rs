@@ -1,6 +1,11 @@
 //! PCI: segments, the functions on them, their addresses and interrupts.
 
+mod facts;
 mod layout;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 use ::pci::{Bdf, DeviceFacts};

@@ -1,0 +1,777 @@
+//! Where devices and their BARs go, what is refused, and how guests are told of nodes.
+
+use ::pci::config_space::{BarKind, Identity};
+use ::pci::{BarFacts, CoherentMemory};
+use acpi_numa::hmat::Structure;
+use acpi_numa::srat::Entry;
+use acpi_numa::{hmat, srat};
+use arch::{aarch64, x86_64};
+
+use super::*;
+use crate::config::VmConfig;
+use crate::config::cli::{self, Command};
+use crate::plan::{FirmwarePlan, HostFacts, HostMemory, Isa, Plan, PlanError, firmware, numa};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+pub(super) const ISAS: [Isa; 2] = [Isa::X86_64, Isa::Aarch64];
+pub(super) const IO: BarKind = BarKind::Io;
+pub(super) const MEM32: BarKind = BarKind::Memory32 {
+    prefetchable: false,
+};
+pub(super) const MEM64: BarKind = BarKind::Memory64 { prefetchable: true };
+
+/// Facts of a device that has these BARs.
+pub(super) fn device(bars: &[(u8, BarKind, u64)]) -> DeviceFacts {
+    let bar = |&(index, kind, size)| BarFacts {
+        index,
+        kind,
+        size,
+        mappable: 0,
+    };
+    DeviceFacts {
+        identity: Identity {
+            vendor: 0x1af4,
+            device: 0x1110,
+            revision: 0,
+            class: 0x05_00_00,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        },
+        bars: bars.iter().map(bar).collect(),
+        intx: true,
+        driver: Some("vfio-pci".to_owned()),
+        coherent: None,
+    }
+}
+
+/// A device with memory, as a GPU has it.
+fn gpu(size: u64) -> DeviceFacts {
+    let mut facts = device(&[(0, MEM64, 16 * MIB), (2, MEM64, GIB), (4, MEM64, size)]);
+    facts.identity.vendor = 0x10de;
+    facts.coherent = Some(CoherentMemory {
+        bar: 4,
+        usable: size / 4 * 3,
+    });
+    facts
+}
+
+/// A host where every device that is asked for is like `facts`.
+pub(super) fn host(isa: Isa, config: &VmConfig, facts: &DeviceFacts) -> HostFacts {
+    let mut host = HostFacts::assumed(isa, HostMemory::default());
+    let paths = config.devices.iter().map(|device| &device.path);
+    let sockets = config.user_devices.iter().map(|device| &device.socket);
+    host.devices = paths
+        .chain(sockets)
+        .map(|path| (path.to_string_lossy().into_owned(), facts.clone()))
+        .collect();
+    host
+}
+
+/// What the command line asks for, not validated.
+fn asked(line: &str) -> VmConfig {
+    let words = ["cloud-hypervisor", "--kernel", "k", "--plan"];
+    let words = words.into_iter().chain(line.split_whitespace());
+    match cli::parse(words.map(Into::into)) {
+        Ok(Command::Plan { config, .. }) => *config,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// The plan of a machine all whose devices are like `facts`.
+#[track_caller]
+fn plan(isa: Isa, line: &str, facts: &DeviceFacts) -> Plan {
+    let config = asked(line);
+    config.validate(isa).unwrap();
+    Plan::new(&config, &host(isa, &config, facts)).unwrap()
+}
+
+/// Why there is none.
+#[track_caller]
+fn refusal(isa: Isa, line: &str, facts: &DeviceFacts) -> PlanError {
+    let config = asked(line);
+    Plan::new(&config, &host(isa, &config, facts)).unwrap_err()
+}
+
+pub(super) fn segments(plan: &Plan) -> &[SegmentPlan] {
+    &plan.pci.as_ref().unwrap().segments
+}
+
+fn functions(plan: &Plan) -> impl Iterator<Item = &FunctionPlan> {
+    segments(plan).iter().flat_map(|segment| &segment.functions)
+}
+
+#[track_caller]
+fn function<'a>(plan: &'a Plan, id: &str) -> &'a FunctionPlan {
+    functions(plan).find(|function| function.id == id).unwrap()
+}
+
+fn slots(plan: &Plan) -> Vec<(&str, String)> {
+    functions(plan)
+        .map(|function| (function.id.as_str(), function.bdf.to_string()))
+        .collect()
+}
+
+/// As many devices with these options as are asked for.
+fn many(count: usize, options: &str) -> String {
+    let devices = (0..count).map(|number| format!(" path=/many{number}{options}"));
+    format!("--device{}", devices.collect::<String>())
+}
+
+fn table(plan: &Plan, name: &str) -> Option<Vec<u8>> {
+    let FirmwarePlan::Acpi { tables, .. } = &plan.firmware else {
+        panic!("no ACPI");
+    };
+    let table = tables.iter().find(|table| table.name == name);
+    table.map(|table| table.bytes.clone())
+}
+
+#[test]
+fn slots_are_those_asked_for_and_then_the_lowest() {
+    let line = "--platform num_pci_segments=2 --device path=/a,id=a path=/b,id=b,pci_device_id=1 \
+                path=/c,id=c path=/d,id=d,pci_device_id=4 path=/e,id=e \
+                path=/f,id=f,pci_segment=1 path=/g,id=g,pci_segment=1,pci_device_id=0 \
+                --memory shared=on --user-device socket=/h,id=h socket=/i,id=i,pci_device_id=31";
+    for isa in ISAS {
+        let plan = plan(isa, line, &device(&[]));
+        let expected = [
+            ("b", "0000:00:01.0"),
+            ("a", "0000:00:02.0"),
+            ("c", "0000:00:03.0"),
+            ("d", "0000:00:04.0"),
+            ("e", "0000:00:05.0"),
+            ("h", "0000:00:06.0"),
+            ("i", "0000:00:1f.0"),
+            ("g", "0001:00:00.0"),
+            ("f", "0001:00:01.0"),
+        ];
+        assert_eq!(slots(&plan), expected.map(|(id, bdf)| (id, bdf.to_owned())));
+        let sources = ["g", "h"].map(|id| &function(&plan, id).source);
+        let [path, socket] = ["/g".to_owned(), "/h".to_owned()];
+        assert_eq!(*sources[0], FunctionSource::Vfio { path });
+        assert_eq!(*sources[1], FunctionSource::VfioUser { socket });
+    }
+}
+
+#[test]
+fn a_segment_has_31_slots_and_device_0_if_it_is_asked_for() {
+    let full = plan(Isa::Aarch64, &many(31, ""), &device(&[]));
+    assert_eq!(functions(&full).count(), 31);
+    let refused = refusal(Isa::Aarch64, &many(32, ""), &device(&[]));
+    assert_eq!(
+        refused.to_string(),
+        "--device path=/many31: PCI segment 0 is full; use another (--platform num_pci_segments)"
+    );
+    let line = format!(
+        "{} path=/z,pci_segment=1,pci_device_id=0 --platform num_pci_segments=2",
+        many(31, ",pci_segment=1")
+    );
+    let full = plan(Isa::Aarch64, &line, &device(&[]));
+    let devices = functions(&full).map(|function| function.bdf.device);
+    assert_eq!(devices.collect::<Vec<_>>(), (0..32).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_segment_that_is_not_there_is_refused() {
+    let refused = refusal(Isa::X86_64, "--device path=/a,pci_segment=1", &device(&[]));
+    assert_eq!(
+        refused.to_string(),
+        "--device path=/a,pci_segment=1: there is no such segment"
+    );
+}
+
+#[test]
+fn windows_are_shared_out_by_weight() {
+    let line = "--platform num_pci_segments=3 \
+                --pci-segment pci_segment=1,mmio64_aperture_weight=3 \
+                pci_segment=2,mmio32_aperture_weight=2";
+    for (isa, window32) in [(Isa::X86_64, 640 * MIB), (Isa::Aarch64, 512 * MIB)] {
+        let plan = plan(isa, line, &device(&[]));
+        assert_eq!(plan.memory.mmio32.size, window32);
+        let sizes32: Vec<u64> = segments(&plan).iter().map(|s| s.mmio32.size).collect();
+        assert_eq!(sizes32, [window32 / 4, window32 / 4, window32 / 2]);
+        let sizes64: Vec<u64> = segments(&plan).iter().map(|s| s.mmio64.size).collect();
+        // 8 TiB, in multiples of 1 GiB.
+        assert_eq!(sizes64, [1638, 4915, 1638].map(|gib| gib * GIB));
+    }
+}
+
+/// What is mapped behind a page must be of one BAR alone; guests on aarch64 may have pages of 64 KiB.
+#[test]
+fn bars_below_a_page_have_one_to_themselves() {
+    let small = device(&[(0, MEM32, 16), (1, MEM32, 256), (2, MEM32, 4 * KIB)]);
+    for (isa, page) in [(Isa::X86_64, 4 * KIB), (Isa::Aarch64, 64 * KIB)] {
+        let plan = plan(isa, "--device path=/a path=/b", &small);
+        let start = segments(&plan)[0].mmio32.start;
+        let bars: Vec<Option<u64>> = functions(&plan).flat_map(|f| f.bars.clone()).collect();
+        let expected: Vec<_> = (0..6).map(|number| Some(start + number * page)).collect();
+        assert_eq!(bars, expected);
+    }
+}
+
+#[test]
+fn bars_are_aligned_to_their_size_and_the_largest_come_first() {
+    let facts = device(&[(0, MEM32, MIB), (1, MEM32, 64 * MIB), (2, MEM64, 8 * GIB)]);
+    for isa in ISAS {
+        let plan = plan(isa, "--device path=/a path=/b", &facts);
+        let SegmentPlan { mmio32, mmio64, .. } = &segments(&plan)[0];
+        let bars: Vec<_> = functions(&plan).map(|f| f.bars.clone()).collect();
+        let at32 = |offset| Some(mmio32.start + offset);
+        let at64 = |offset| Some(mmio64.start + offset);
+        assert!(mmio64.start.is_multiple_of(8 * GIB));
+        assert_eq!(bars[0], [at32(128 * MIB), at32(0), at64(0)]);
+        assert_eq!(bars[1], [at32(129 * MIB), at32(64 * MIB), at64(8 * GIB)]);
+    }
+}
+
+#[test]
+fn large_bars_stay_low_unless_they_cannot() {
+    for isa in ISAS {
+        let few = plan(isa, &many(16, ""), &gpu(256 * GIB));
+        let window = segments(&few)[0].mmio64;
+        assert!(window.end() <= few.memory.mmio64.start + 8 * TIB);
+        for function in functions(&few) {
+            let address = function.bars[2].unwrap();
+            assert!(address.is_multiple_of(256 * GIB) && address + 256 * GIB <= window.end());
+        }
+    }
+    // 10 TiB in two segments: they take that, and no more of the 64 TiB that there are.
+    let line = format!(
+        "{} --platform num_pci_segments=2",
+        many(20, ",pci_segment=1")
+    );
+    let line = line.replace(",pci_segment=1 path=/many1", " path=/many1");
+    let many = plan(Isa::X86_64, &line, &gpu(512 * GIB));
+    let highest = functions(&many)
+        .filter_map(|function| function.bars[2])
+        .max();
+    assert_eq!(many.memory.mmio64.end(), 64 * TIB);
+    assert!(
+        (9 * TIB..11 * TIB).contains(&highest.unwrap()),
+        "{highest:x?}"
+    );
+}
+
+#[test]
+fn bars_that_do_not_fit_say_how_many_bytes_there_are() {
+    let config = asked("--cpus boot=1,max_phys_bits=42 --device path=/a path=/b");
+    let host = host(Isa::X86_64, &config, &gpu(2 * TIB));
+    let refused = Plan::new(&config, &host).unwrap_err();
+    // From 4 GiB up to the first multiple of 2 TiB, then both BARs with 3 GiB of small ones.
+    let needed = 2 * TIB - 4 * GIB + 4 * TIB + 3 * GIB;
+    let available = 4 * TIB - 4 * GIB;
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "--device, --user-device: 64-bit BARs need {needed:#x} bytes, gaps for alignment \
+             included, and with 42-bit addresses there are {available:#x} behind RAM; give fewer \
+             devices or less RAM or, where the host has more bits, a larger --cpus max_phys_bits"
+        )
+    );
+    let facts = device(&[(0, MEM32, 256 * MIB)]);
+    let refused = refusal(Isa::Aarch64, &many(3, ""), &facts).to_string();
+    assert!(
+        refused.contains("32-bit BARs need 0x30000000 bytes")
+            && refused.contains("below 4 GiB there are 0x20000000;"),
+        "{refused}"
+    );
+    assert!(!refused.contains("max_phys_bits"), "{refused}");
+}
+
+#[test]
+fn io_bars_are_on_segment_0_of_x86_64_alone() {
+    let facts = device(&[(0, IO, 32), (1, IO, 256), (2, MEM32, MIB)]);
+    let line = "--platform num_pci_segments=2 --device path=/a,id=a path=/b,id=b,pci_segment=1";
+    for isa in ISAS {
+        let plan = plan(isa, line, &facts);
+        let ports = |id| function(&plan, id).bars[..2].to_vec();
+        let on_segment_0 = match isa {
+            Isa::X86_64 => [Some(0xc100), Some(0xc000)],
+            Isa::Aarch64 => [None, None],
+        };
+        assert_eq!(ports("a"), on_segment_0);
+        assert_eq!(ports("b"), [None, None]);
+        assert!(function(&plan, "b").bars[2].is_some());
+        let windows: Vec<bool> = segments(&plan).iter().map(|s| s.io.is_some()).collect();
+        assert_eq!(windows, [isa == Isa::X86_64, false]);
+    }
+    let bars: Vec<_> = (0..6).map(|index| (index, IO, 256)).collect();
+    assert!(
+        Plan::new(
+            &asked(&many(10, "")),
+            &host(Isa::X86_64, &asked(&many(10, "")), &device(&bars))
+        )
+        .is_ok()
+    );
+    let refused = refusal(Isa::X86_64, &many(11, ""), &device(&bars)).to_string();
+    assert!(
+        refused.contains("need 0x4200 ports, and there are 0x4000;"),
+        "{refused}"
+    );
+    plan(Isa::Aarch64, &many(11, ""), &device(&bars));
+}
+
+#[test]
+fn ninety_six_segments_have_room() {
+    let facts = device(&[(0, MEM32, 4 * MIB), (2, MEM64, 16 * GIB)]);
+    let devices = (0..96).map(|number| format!(" path=/d{number},pci_segment={number}"));
+    let line = format!(
+        "--platform num_pci_segments=96 --device{}",
+        devices.collect::<String>()
+    );
+    for isa in ISAS {
+        let plan = plan(isa, &line, &facts);
+        let segments = segments(&plan);
+        assert_eq!(segments.len(), 96);
+        let ecam = match isa {
+            Isa::X86_64 => (x86_64::layout::ECAM_START, x86_64::layout::ECAM_END),
+            Isa::Aarch64 => (
+                aarch64::layout::PCI_ECAM.start,
+                aarch64::layout::PCI_ECAM.end(),
+            ),
+        };
+        assert_eq!(segments[0].ecam.start, ecam.0);
+        assert_eq!(segments[95].ecam.end(), ecam.1);
+        assert!(functions(&plan).all(|function| function.bars.iter().all(Option::is_some)));
+    }
+}
+
+#[test]
+fn memory_that_would_not_be_cached_is_refused_unless_that_is_allowed() {
+    let refused = |line: &str, facts: &DeviceFacts, cacheable| {
+        let config = asked(line);
+        let host = HostFacts {
+            cacheable_device_memory: cacheable,
+            ..host(Isa::Aarch64, &config, facts)
+        };
+        let error = Plan::new(&config, &host).err();
+        error.map(|error| match error {
+            PlanError::NotCacheable { option } => option,
+            other => panic!("{other}"),
+        })
+    };
+    let gpu = gpu(128 * GIB);
+    assert_eq!(
+        refused("--device path=/a,id=x", &gpu, false).as_deref(),
+        Some("--device path=/a")
+    );
+    assert_eq!(refused("--device path=/a", &gpu, true), None);
+    let allowed = "--device path=/a,x_allow_noncacheable=on";
+    assert_eq!(refused(allowed, &gpu, false), None);
+    let served = "--memory shared=on --user-device socket=/a";
+    assert_eq!(refused(served, &gpu, false), None);
+    assert_eq!(refused("--device path=/a", &device(&[]), false), None);
+}
+
+#[test]
+fn a_device_is_known_by_what_is_written() {
+    for (line, option) in [
+        ("--device path=/a", "--device path=/a"),
+        (
+            "--memory shared=on --user-device socket=/s",
+            "--user-device socket=/s",
+        ),
+    ] {
+        let config = asked(line);
+        let mut host = host(Isa::X86_64, &config, &device(&[]));
+        assert!(Plan::new(&config, &host).is_ok());
+        let facts = host.devices.pop_first().unwrap().1;
+        host.devices.insert("/a/".to_owned(), facts);
+        let refused = Plan::new(&config, &host).unwrap_err().to_string();
+        let text = format!("{option}: nothing is known of this device;");
+        assert!(refused.starts_with(&text), "{refused}");
+    }
+}
+
+#[test]
+fn facts_that_cannot_be_are_refused() {
+    let refused = |facts: &DeviceFacts| {
+        let error = refusal(Isa::X86_64, "--device path=/a", facts).to_string();
+        let rest = error.strip_prefix("--device path=/a: ").map(str::to_owned);
+        rest.unwrap_or(error)
+    };
+    for (bars, fault) in [
+        (
+            vec![(0, MEM32, 0)],
+            "BAR 0 has 0x0 bytes, which is no power of two",
+        ),
+        (vec![(0, MEM32, 3 * MIB)], "BAR 0 has 0x300000 bytes, which"),
+        (
+            vec![(1, MEM32, 4 * GIB)],
+            "BAR 1 has 0x100000000 bytes, which",
+        ),
+        (vec![(2, IO, 512)], "BAR 2 has 0x200 bytes, which"),
+        (vec![(0, IO, 2)], "BAR 0 has 0x2 bytes, which"),
+        (
+            vec![(0, MEM64, GIB), (1, MEM32, MIB)],
+            "BAR 1 is where another is",
+        ),
+        (
+            vec![(1, MEM32, MIB), (0, MEM32, MIB)],
+            "BAR 0 is where another is",
+        ),
+        (
+            vec![(5, MEM64, GIB)],
+            "BAR 5 is where another is, or behind",
+        ),
+        (
+            vec![(6, MEM32, MIB)],
+            "BAR 6 is where another is, or behind",
+        ),
+        (
+            vec![(255, MEM32, MIB)],
+            "BAR 255 is where another is, or behind",
+        ),
+    ] {
+        let error = refused(&device(&bars));
+        assert!(error.starts_with(fault), "{bars:?}: {error}");
+    }
+    let mut facts = gpu(GIB);
+    facts.bars[2].mappable = GIB + 1;
+    assert!(refused(&facts).starts_with("BAR 4 has 0x40000000 bytes, and 0x40000001 that"));
+    let mut facts = gpu(GIB);
+    facts.coherent = Some(CoherentMemory {
+        bar: 4,
+        usable: 2 * GIB,
+    });
+    assert!(refused(&facts).starts_with("BAR 4 has 0x40000000 bytes, and 0x80000000 of memory"));
+    facts.coherent = Some(CoherentMemory {
+        bar: 3,
+        usable: MIB,
+    });
+    assert!(refused(&facts).starts_with("it has memory in BAR 3, which it has not"));
+    // The largest that can be said are no trouble either.
+    let facts = device(&[
+        (0, MEM64, 1 << 63),
+        (2, MEM64, 1 << 63),
+        (4, MEM64, 1 << 63),
+    ]);
+    let refused = refusal(Isa::X86_64, &many(31, ""), &facts);
+    assert!(
+        matches!(refused, PlanError::PciWindow64 { .. }),
+        "{refused}"
+    );
+}
+
+/// One CPU and RAM in node 0, then what is given.
+fn with_nodes(rest: &str) -> String {
+    format!(
+        "--cpus boot=1 --memory-zone id=m0,size=1G id=m1,size=1G \
+         --numa guest_numa_id=0,cpus=[0],memory_zones=[m0] {rest}"
+    )
+}
+
+/// Declarations of empty nodes.
+fn empty(ids: std::ops::RangeInclusive<u32>) -> String {
+    ids.map(|id| format!("guest_numa_id={id} ")).collect()
+}
+
+/// Of each device, by its name, whether it is told by a `_DSD` and by initiators.
+fn told(plan: &Plan) -> Vec<(&str, bool, bool)> {
+    let mut told: Vec<_> = functions(plan)
+        .filter_map(|function| {
+            let nodes = function.nodes.as_ref()?;
+            Some((function.id.as_str(), nodes.dsd, nodes.generic_initiators))
+        })
+        .collect();
+    told.sort_unstable();
+    told
+}
+
+/// Nodes whose number in Linux is not their id.
+fn renumbered(plan: &Plan) -> Vec<(u32, u32)> {
+    let nodes = plan.numa.as_ref().unwrap().nodes.iter();
+    nodes
+        .filter_map(|node| Some((node.id, node.linux_node?)))
+        .filter(|(id, number)| id != number)
+        .collect()
+}
+
+/// Slots, segments and the order of the devices make no difference: what counts is which nodes they own.
+#[test]
+fn initiators_are_for_those_whose_numbers_stay() {
+    let memory = |id: u32| format!("guest_numa_id={id},memory_zones=[m1] ");
+    let cases: &[(String, &str, &[(&str, bool, bool)])] = &[
+        (
+            empty(1..=8),
+            "path=/a,id=a,guest_numa_ids=[1-8]",
+            &[("a", true, true)],
+        ),
+        (
+            empty(1..=16),
+            "path=/a,id=a,guest_numa_ids=[1-8] path=/b,id=b,guest_numa_ids=[9-16]",
+            &[("a", true, true), ("b", true, true)],
+        ),
+        (
+            empty(1..=16),
+            "path=/a,id=a,guest_numa_ids=[9-16] path=/b,id=b,guest_numa_ids=[1-8]",
+            &[("a", true, true), ("b", true, true)],
+        ),
+        (
+            String::new(),
+            "path=/a,id=a,guest_numa_ids=auto path=/b,id=b,guest_numa_ids=auto:3",
+            &[("a", true, true), ("b", true, true)],
+        ),
+        // The layout that NVIDIA asked for: RAM alone in node 1.
+        (
+            memory(1) + &empty(2..=9),
+            "path=/a,id=a,guest_numa_ids=[2-9]",
+            &[("a", true, false)],
+        ),
+        (
+            empty(1..=8) + &memory(9),
+            "path=/a,id=a,guest_numa_ids=[1-8]",
+            &[("a", true, true)],
+        ),
+        (
+            empty(1..=2) + &memory(3) + &empty(4..=5),
+            "path=/a,id=a,guest_numa_ids=[4-5] path=/b,id=b,guest_numa_ids=[1-2]",
+            &[("a", true, false), ("b", true, true)],
+        ),
+        // Node 3 is nobody's.
+        (
+            empty(1..=5),
+            "path=/a,id=a,guest_numa_ids=[1-2] path=/b,id=b,guest_numa_ids=[4-5]",
+            &[("a", true, true), ("b", true, false)],
+        ),
+        // Initiators of `a` alone would put its nodes first; those of `b` put them right.
+        (
+            empty(1..=4),
+            "path=/a,id=a,guest_numa_ids=[3-4],generic_initiator=on path=/b,id=b,guest_numa_ids=[1-2]",
+            &[("a", true, true), ("b", true, true)],
+        ),
+        (
+            empty(1..=4),
+            "path=/a,id=a,guest_numa_ids=[1-2],generic_initiator=off \
+             path=/b,id=b,guest_numa_ids=[3-4]",
+            &[("a", true, false), ("b", true, false)],
+        ),
+        (
+            empty(1..=4),
+            "path=/a,id=a,guest_numa_ids=[1-2],generic_initiator=only \
+             path=/b,id=b,guest_numa_ids=[3-4]",
+            &[("a", false, true), ("b", true, true)],
+        ),
+    ];
+    for isa in ISAS {
+        for (nodes, devices, expected) in cases {
+            let line = with_nodes(&format!("{nodes} --device {devices}"));
+            let plan = plan(isa, &line, &device(&[]));
+            assert_eq!(told(&plan), *expected, "{line}");
+            assert_eq!(renumbered(&plan), [], "{line}");
+            let warned = plan
+                .warnings()
+                .iter()
+                .any(|text| text.contains("numbers nodes"));
+            assert!(!warned, "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_initiators_change_is_said() {
+    let asked_for = with_nodes(&format!(
+        "guest_numa_id=1,memory_zones=[m1] {} \
+         --device path=/a,id=a,guest_numa_ids=[2-3],generic_initiator=on",
+        empty(2..=3)
+    ));
+    let with_holes = with_nodes(&format!(
+        "{} --device path=/a,id=a,guest_numa_ids=[1,3],generic_initiator=only",
+        empty(1..=3)
+    ));
+    for (line, expected, text) in [
+        (
+            asked_for,
+            [(1, 3), (2, 1), (3, 2)].as_slice(),
+            "1 is 3, 2 is 1, 3 is 2 there",
+        ),
+        (with_holes, &[(2, 3), (3, 2)], "2 is 3, 3 is 2 there"),
+    ] {
+        let plan = plan(Isa::Aarch64, &line, &device(&[]));
+        assert_eq!(renumbered(&plan), expected);
+        let warnings = plan.warnings();
+        let said = warnings.iter().find(|warning| warning.contains(text));
+        assert!(
+            said.is_some_and(|text| text.contains("then those with generic initiators")),
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn initiators_of_nvidia_devices_belong_to_device_0() {
+    let warned = |vendor: u16, options: &str| {
+        let mut facts = device(&[]);
+        facts.identity.vendor = vendor;
+        let line = format!(
+            "{} --platform num_pci_segments=2 --device path=/a,id=a,guest_numa_ids=[1-2]{options}",
+            with_nodes(&empty(1..=2))
+        );
+        let warnings = plan(Isa::Aarch64, &line, &facts).warnings();
+        warnings.into_iter().find(|text| text.contains("NVIDIA"))
+    };
+    let text = warned(0x10de, "").unwrap();
+    assert!(
+        text.contains("device a is at 0000:00:01.0") && text.contains("_DSD of its ACPI node"),
+        "{text}"
+    );
+    let text = warned(0x10de, ",pci_segment=1,generic_initiator=only").unwrap();
+    assert!(
+        text.contains("0001:00:01.0") && text.contains("will find no nodes"),
+        "{text}"
+    );
+    assert_eq!(warned(0x10de, ",generic_initiator=off"), None);
+    assert_eq!(warned(0x10de, ",pci_segment=1,pci_device_id=0"), None);
+    assert_eq!(warned(0x1002, ""), None);
+}
+
+#[test]
+fn memory_that_no_node_is_for_is_warned_of() {
+    let line = with_nodes("--device path=/a,id=a");
+    let warnings = plan(Isa::Aarch64, &line, &gpu(GIB)).warnings();
+    let text = "device a has memory that CPUs may cache and no NUMA nodes";
+    assert!(
+        warnings.iter().any(|warning| warning.starts_with(text)),
+        "{warnings:?}"
+    );
+    let line = with_nodes("--device path=/a,id=a,guest_numa_ids=auto");
+    let warnings = plan(Isa::Aarch64, &line, &gpu(GIB)).warnings();
+    assert!(
+        !warnings.iter().any(|warning| warning.starts_with(text)),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn more_nodes_than_arm64_kernels_take_say_what_would_do() {
+    let warned = |isa, devices: &str| {
+        let line = with_nodes(&format!("--device {devices}"));
+        let warnings = plan(isa, &line, &device(&[])).warnings();
+        warnings
+            .into_iter()
+            .find(|text| text.contains("NODES_SHIFT"))
+    };
+    let two = "path=/a,guest_numa_ids=auto path=/b,guest_numa_ids=auto";
+    let text = warned(Isa::Aarch64, two).unwrap();
+    assert!(
+        text.starts_with("17 nodes:")
+            && text.ends_with("with 7 nodes at most for each device there would be room"),
+        "{text}"
+    );
+    assert_eq!(warned(Isa::X86_64, two), None);
+    let fewer = "path=/a,guest_numa_ids=auto:7 path=/b,guest_numa_ids=auto:7";
+    assert_eq!(warned(Isa::Aarch64, fewer), None);
+}
+
+/// Linux drops an HMAT that speaks of memory without a memory entry, or of initiators that it does
+/// not know.
+#[test]
+fn the_hmat_speaks_of_nodes_that_the_srat_has() {
+    let hmat_of = "hmat=[0@100:100:400000:400000]";
+    let nodes: String = (1..=8)
+        .map(|id| format!("guest_numa_id={id},{hmat_of} "))
+        .collect();
+    for initiators in ["auto", "on", "off", "only"] {
+        let line = with_nodes(&format!(
+            "{nodes} --device path=/a,id=a,guest_numa_ids=[1-8],generic_initiator={initiators}"
+        ));
+        for isa in ISAS {
+            let plan = plan(isa, &line, &gpu(128 * GIB));
+            let srat = srat::read(&table(&plan, "SRAT").unwrap()).unwrap();
+            let hmat = hmat::read(&table(&plan, "HMAT").unwrap()).unwrap();
+            assert_eq!((srat.revision, hmat.revision), (3, 2));
+            let is_memory = |pxm| {
+                let mut entries = srat.entries.iter();
+                entries.any(|entry| matches!(entry, Entry::Memory(_)) && entry.pxm() == Some(pxm))
+            };
+            let is_initiator = |pxm| {
+                let mut entries = srat.entries.iter();
+                entries.any(|entry| match entry {
+                    Entry::Memory(_) | Entry::GenericPort(_) => false,
+                    entry => entry.pxm() == Some(pxm),
+                })
+            };
+            let count = srat.entries.iter();
+            let count = count.filter(|entry| matches!(entry, Entry::GenericInitiator(_)));
+            assert_eq!(count.count(), if initiators == "off" { 0 } else { 8 });
+            let mut targets = 0;
+            for structure in &hmat.structures {
+                match structure {
+                    Structure::MemoryDomain(domain) => {
+                        assert!(is_memory(domain.memory()));
+                        assert!(domain.initiator().is_none_or(is_initiator));
+                    }
+                    Structure::Localities(matrix) => {
+                        targets = matrix.targets().len();
+                        assert!(matrix.targets().iter().copied().all(is_memory));
+                        assert!(matrix.initiators().iter().copied().all(is_initiator));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(targets, 8);
+        }
+    }
+}
+
+/// A machine with something of everything.
+pub(super) const EVERYTHING: &str = "--cpus boot=2 --memory size=4G,shared=on \
+    --platform num_pci_segments=3 --numa guest_numa_id=0,cpus=[0-1],memory_zones=[mem0],pci_segments=[1] \
+    --device path=/a,id=a,guest_numa_ids=auto,pci_segment=1,pci_device_id=0 path=/b,id=b \
+    --user-device socket=/c,id=c,guest_numa_ids=auto:3,pci_segment=2";
+
+#[test]
+fn the_same_input_makes_the_same_bytes_and_plans_can_be_stored() {
+    for isa in ISAS {
+        let once = plan(isa, EVERYTHING, &gpu(128 * GIB));
+        let stored = serde_json::to_string(&once).unwrap();
+        let again = plan(isa, EVERYTHING, &gpu(128 * GIB));
+        assert_eq!(stored, serde_json::to_string(&again).unwrap());
+        assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), once);
+    }
+}
+
+/// A slot that is kept for a device that comes later is like any other for the guest.
+#[test]
+fn a_reserved_function_makes_the_tables_of_any_other() {
+    for isa in ISAS {
+        let config = asked(EVERYTHING);
+        let mut kept = plan(isa, EVERYTHING, &gpu(128 * GIB));
+        let of_a_device = kept.clone();
+        for segment in &mut kept.pci.as_mut().unwrap().segments {
+            for function in &mut segment.functions {
+                function.source = FunctionSource::Reserved;
+                function.facts.driver = None;
+            }
+        }
+        let stored = serde_json::to_string(&kept).unwrap();
+        assert!(stored.contains(r#""source":"Reserved""#), "{stored}");
+        assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), kept);
+
+        let Plan {
+            cpus,
+            memory,
+            interrupts,
+            devices,
+            pci,
+            ..
+        } = &mut kept;
+        let planned = numa::plan(&config.numa, isa, cpus, memory, pci.as_mut());
+        let planned = planned.unwrap().unwrap();
+        assert_eq!(Some(&planned.plan), of_a_device.numa.as_ref());
+        let pci = pci.as_ref().unwrap();
+        let tables = firmware::encode(isa, cpus, interrupts, devices, pci, Some(&planned.topology));
+        let made = firmware::place(
+            isa,
+            Some(tables.unwrap()),
+            memory,
+            devices.sleep,
+            &config.platform,
+        );
+        assert_eq!(made.unwrap(), of_a_device.firmware);
+        assert!(table(&of_a_device, "SRAT").is_some());
+    }
+}
