@@ -26,7 +26,7 @@ impl Plan {
         }
         for function in functions {
             warnings.extend(unmatched_initiators(function));
-            warnings.extend(memory_without_nodes(function));
+            warnings.extend(memory_without_nodes(function, self.numa.is_some()));
         }
         warnings
     }
@@ -70,12 +70,16 @@ fn unmatched_initiators(function: &FunctionPlan) -> Option<String> {
 }
 
 /// Nodes cannot be added to a guest that runs, so its driver has nowhere to put the memory.
-fn memory_without_nodes(function: &FunctionPlan) -> Option<String> {
+fn memory_without_nodes(function: &FunctionPlan, has_nodes: bool) -> Option<String> {
     function.facts.coherent.as_ref()?;
     function.nodes.is_none().then_some(())?;
+    let first = match has_nodes {
+        true => "",
+        false => ", beside a --numa node for CPUs and RAM",
+    };
     Some(format!(
         "device {} has memory that CPUs may cache and no NUMA nodes, so the guest cannot use it as \
-         RAM: guest_numa_ids=auto gives it some",
+         RAM: guest_numa_ids=auto gives it some{first}",
         function.id
     ))
 }
