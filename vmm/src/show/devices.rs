@@ -7,26 +7,25 @@ use pci::{BarFacts, CoherentMemory, DeviceFacts};
 
 use super::text::size;
 use crate::plan::{
-    DeviceNodes, FunctionPlan, FunctionSource, GpaRange, IoWindow, PciPlan, SegmentPlan, ranges,
+    DeviceNodes, FunctionPlan, FunctionSource, GpaRange, HostFacts, IoWindow, PciPlan, SegmentPlan,
+    ranges,
 };
 
 /// All segments, and all devices with their addresses.
-pub(super) fn describe(out: &mut String, pci: &PciPlan) -> fmt::Result {
+pub(super) fn describe(out: &mut String, pci: &PciPlan, host: &HostFacts) -> fmt::Result {
     let PciPlan { segments } = pci;
     writeln!(out, "\nPCI segments")?;
     segments
         .iter()
         .try_for_each(|segment| describe_segment(out, segment))?;
-    let functions: Vec<&FunctionPlan> = segments
-        .iter()
-        .flat_map(|segment| &segment.functions)
-        .collect();
-    if !functions.is_empty() {
+    if segments.iter().any(|segment| !segment.functions.is_empty()) {
         writeln!(out, "\nDevices")?;
     }
-    functions
-        .into_iter()
-        .try_for_each(|function| describe_function(out, function))
+    for segment in segments {
+        let mut functions = segment.functions.iter();
+        functions.try_for_each(|function| describe_function(out, segment, function, host))?;
+    }
+    Ok(())
 }
 
 fn describe_segment(out: &mut String, segment: &SegmentPlan) -> fmt::Result {
@@ -42,7 +41,11 @@ fn describe_segment(out: &mut String, segment: &SegmentPlan) -> fmt::Result {
     } = segment;
     write!(out, "  {number:04x}  ECAM {:#010x}", ecam.start)?;
     if let Some(IoWindow { base, size }) = io {
-        write!(out, "  I/O {base:#x}-{:#x}", base + (size - 1))?;
+        write!(
+            out,
+            "  I/O {base:#x}-{:#x}",
+            last((*base).into(), (*size).into())
+        )?;
     }
     write!(out, "  32-bit {}", range(mmio32))?;
     write!(out, "  64-bit {}", range(mmio64))?;
@@ -57,7 +60,12 @@ fn range(range: &GpaRange) -> String {
     format!("{:#x}-{last:#x} ({})", range.start, size(range.size))
 }
 
-fn describe_function(out: &mut String, function: &FunctionPlan) -> fmt::Result {
+fn describe_function(
+    out: &mut String,
+    segment: &SegmentPlan,
+    function: &FunctionPlan,
+    host: &HostFacts,
+) -> fmt::Result {
     let FunctionPlan {
         id,
         bdf,
@@ -69,33 +77,36 @@ fn describe_function(out: &mut String, function: &FunctionPlan) -> fmt::Result {
     let DeviceFacts {
         identity,
         bars: bar_facts,
-        intx: _,
+        intx,
         driver,
         coherent,
     } = facts;
-    write!(
+    writeln!(
         out,
-        "  {bdf}  {id}  {:04x}:{:04x}  class {:06x}  ",
+        "  {bdf}  {id}  {:04x}:{:04x}  class {:06x}",
         identity.vendor, identity.device, identity.class
     )?;
     match source {
-        FunctionSource::Vfio { path } => write!(out, "{path}")?,
-        FunctionSource::VfioUser { socket } => write!(out, "vfio-user {socket}")?,
-        FunctionSource::Reserved => write!(out, "reserved")?,
+        FunctionSource::Vfio { path } => write!(out, "      host device {path}")?,
+        FunctionSource::VfioUser { socket } => write!(out, "      vfio-user server {socket}")?,
+        FunctionSource::Reserved => write!(out, "      kept for a device that comes later")?,
     }
     match driver {
-        Some(driver) => writeln!(out, " ({driver})")?,
+        Some(driver) => writeln!(out, ", driver {driver}")?,
         None => writeln!(out)?,
     }
     for (facts, address) in bar_facts.iter().zip(bars) {
         describe_bar(out, facts, *address)?;
     }
-    if let Some(CoherentMemory { bar, usable }) = coherent {
-        writeln!(
-            out,
-            "      {} of memory that CPUs may cache, in BAR {bar}",
-            size(*usable)
-        )?;
+    if *intx && let Some(gsi) = segment.gsi(bdf.device, 0) {
+        writeln!(out, "      INTx  GSI {gsi}")?;
+    }
+    if let Some(memory) = coherent {
+        let cached = match source {
+            FunctionSource::Vfio { .. } => host.cacheable_device_memory,
+            FunctionSource::VfioUser { .. } | FunctionSource::Reserved => true,
+        };
+        describe_memory(out, function, memory, cached)?;
     }
     nodes
         .iter()
@@ -109,31 +120,80 @@ fn describe_bar(out: &mut String, facts: &BarFacts, address: Option<u64>) -> fmt
         size: bytes,
         mappable,
     } = facts;
-    let kind = match kind {
-        BarKind::Io => "I/O",
-        BarKind::Memory32 {
-            prefetchable: false,
-        } => "32-bit",
-        BarKind::Memory32 { prefetchable: true } => "32-bit, prefetchable",
-        BarKind::Memory64 {
-            prefetchable: false,
-        } => "64-bit",
-        BarKind::Memory64 { prefetchable: true } => "64-bit, prefetchable",
+    let place = match (kind, address) {
+        (BarKind::Io, Some(port)) => format!("ports {port:#06x}-{:#06x}", last(port, *bytes)),
+        (_, Some(address)) => addresses(address, *bytes),
+        (_, None) => "not shown to the guest".to_owned(),
     };
-    let place = match address {
-        Some(address) => format!("{address:#x}-{:#x}", address + (bytes - 1)),
-        None => "not shown to the guest".to_owned(),
+    let (kind, prefetchable) = match *kind {
+        BarKind::Io => ("I/O", false),
+        BarKind::Memory32 { prefetchable } => ("32-bit", prefetchable),
+        BarKind::Memory64 { prefetchable } => ("64-bit", prefetchable),
     };
-    let trapped = match mappable {
-        0 => "trapped".to_owned(),
-        mappable if mappable == bytes => "mapped".to_owned(),
-        mappable => format!("{} mapped", size(*mappable)),
+    let prefetchable = if prefetchable { " prefetchable" } else { "" };
+    let mapped = match mappable {
+        _ if address.is_none() => String::new(),
+        0 => ", trapped".to_owned(),
+        mappable if mappable == bytes => ", mapped".to_owned(),
+        mappable => format!(", {} of it mapped", amount(*mappable)),
     };
     writeln!(
         out,
-        "      BAR {index}  {place}  {}  {kind}, {trapped}",
+        "      BAR {index}  {place:<29}  {:>8}  {kind}{prefetchable}{mapped}",
         size(*bytes)
     )
+}
+
+/// What a driver will make RAM of, and where in the guest it is.
+fn describe_memory(
+    out: &mut String,
+    function: &FunctionPlan,
+    memory: &CoherentMemory,
+    cached: bool,
+) -> fmt::Result {
+    let CoherentMemory { bar, usable } = memory;
+    write!(
+        out,
+        "      memory that CPUs may cache: {} in BAR {bar}",
+        amount(*usable)
+    )?;
+    let bars = function.facts.bars.iter().zip(&function.bars);
+    let found = bars.filter(|(facts, _)| facts.index == *bar);
+    for (_, address) in found {
+        match address {
+            Some(address) => write!(out, ", {}", addresses(*address, *usable))?,
+            None => write!(out, ", not shown to the guest")?,
+        }
+    }
+    writeln!(
+        out,
+        "{}",
+        match cached {
+            true => "",
+            false => "; this host's KVM cannot map it cacheable",
+        }
+    )
+}
+
+/// First and last address, as the memory map has them.
+fn addresses(start: u64, bytes: u64) -> String {
+    format!("{start:#014x}-{:#014x}", last(start, bytes))
+}
+
+fn last(start: u64, bytes: u64) -> u64 {
+    start.saturating_add(bytes.saturating_sub(1))
+}
+
+/// Bytes exactly, and where that is a long number of small units also about how much it is.
+fn amount(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    match bytes.is_multiple_of(GIB) || bytes < GIB {
+        true => size(bytes),
+        false => {
+            let tenths = u128::from(bytes) * 10 / u128::from(GIB);
+            format!("{} ({}.{} GiB)", size(bytes), tenths / 10, tenths % 10)
+        }
+    }
 }
 
 fn describe_nodes(out: &mut String, nodes: &DeviceNodes) -> fmt::Result {

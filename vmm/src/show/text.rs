@@ -24,7 +24,7 @@ fn write(out: &mut String, plan: &Plan, facts: &HostFacts) -> fmt::Result {
         distances(out, numa)?;
     }
     if let Some(pci) = &plan.pci {
-        devices::describe(out, pci)?;
+        devices::describe(out, pci, facts)?;
     }
     let tables = tables(plan);
     if tables.is_empty() {
