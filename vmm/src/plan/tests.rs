@@ -238,6 +238,7 @@ fn a_debug_console_cannot_be_among_the_ports_of_pci() {
         (0xffff, true),
         (0xcf7, false),
         (0xcff, true),
+        (0xd00, false),
         (0, false),
     ] {
         config.debug_console.iobase = port;

@@ -3,8 +3,6 @@
 mod facts;
 mod layout;
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;
 mod windows;
 

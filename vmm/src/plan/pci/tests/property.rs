@@ -2,17 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ::pci::config_space::BarKind;
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 
-use super::tests::{IO, ISAS, MEM32, MEM64, device, segments};
 use super::*;
-use crate::config::{
-    DeviceConfig, GenericInitiator, GuestNumaIds, NumaConfig, PciSegmentConfig, VmConfig,
-};
-use crate::plan::{GpaRange, HostFacts, HostMemory, Isa, Plan, PlanError};
+use crate::config::{DeviceConfig, GenericInitiator, GuestNumaIds, NumaConfig, PciSegmentConfig};
+use crate::plan::GpaRange;
 
 /// A device as it is asked for, and as it is.
 #[derive(Clone, Debug)]
