@@ -118,7 +118,8 @@ fn undeclared(config: &[NumaConfig], pci: Option<&PciPlan>) -> Vec<NumaConfig> {
 
 /// The topology with the generic initiators that devices ask for, and for devices that leave it to
 /// us with those that leave all nodes their numbers in Linux, which counts initiators before memory,
-/// or that mend the numbers that initiators of other devices have changed.
+/// or that mend the numbers that initiators of other devices have changed. None of these is where
+/// another device's driver would take them for its own.
 ///
 /// Devices have their turns by ascending nodes: what has been given to one is in order then, and
 /// cannot be the reason why another goes without.
@@ -136,7 +137,11 @@ fn with_initiators(
         .collect();
     let mut chosen = topology(&initiators)?;
     let segments = pci.segments.iter_mut();
-    let functions = segments.flat_map(|segment| &mut segment.functions);
+    let functions = segments.flat_map(|segment| {
+        let is_claimed = segment.claimant().is_some();
+        let functions = segment.functions.iter_mut();
+        functions.filter(move |function| !is_claimed || function.bdf.device == 0)
+    });
     let mut undecided: Vec<(Bdf, &mut DeviceNodes)> = functions
         .filter_map(|function| Some((function.bdf, function.nodes.as_mut()?)))
         .filter(|(_, nodes)| nodes.auto && !nodes.generic_initiators)

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use acpi_numa::linux::Kernel;
 use arch::Isa;
 
-use super::{CpuPlan, FunctionPlan, NodePlan, NumaPlan, Plan};
+use super::pci::VENDOR_NVIDIA;
+use super::{CpuPlan, FunctionPlan, NodePlan, NumaPlan, Plan, SegmentPlan};
 
 /// Nodes that distributions' arm64 kernels have room for.
 const ARM64_NODES: usize = Kernel::ARM64.max_nodes as usize;
@@ -18,8 +19,8 @@ impl Plan {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let segments = self.pci.iter().flat_map(|pci| &pci.segments);
-        let functions: Vec<&FunctionPlan> =
-            segments.flat_map(|segment| &segment.functions).collect();
+        let functions = segments.clone().flat_map(|segment| &segment.functions);
+        let functions: Vec<&FunctionPlan> = functions.collect();
         if let Some(numa) = &self.numa {
             warnings.extend(numa_warnings(self.isa, numa, &functions));
             warnings.extend(split_package(&self.cpus, numa));
@@ -28,6 +29,7 @@ impl Plan {
             warnings.extend(unmatched_initiators(function));
             warnings.extend(memory_without_nodes(function, self.numa.is_some()));
         }
+        warnings.extend(segments.flat_map(claimed_initiators));
         warnings
     }
 }
@@ -53,9 +55,8 @@ fn split_package(cpus: &CpuPlan, numa: &NumaPlan) -> Option<String> {
 
 /// NVIDIA's driver heeds generic initiators of function 0 of device 0 only.
 fn unmatched_initiators(function: &FunctionPlan) -> Option<String> {
-    const NVIDIA: u16 = 0x10de;
     let nodes = function.nodes.as_ref()?;
-    let applies = function.facts.identity.vendor == NVIDIA && nodes.generic_initiators;
+    let applies = function.facts.identity.vendor == VENDOR_NVIDIA && nodes.generic_initiators;
     (applies && function.bdf.device != 0).then_some(())?;
     let FunctionPlan { id, bdf, .. } = function;
     let instead = match nodes.dsd {
@@ -67,6 +68,30 @@ fn unmatched_initiators(function: &FunctionPlan) -> Option<String> {
          device 0 only; {instead}. For both ways, give it a segment of its own: \
          pci_segment=<n>,pci_device_id=0"
     ))
+}
+
+/// Initiators that the driver of another device takes for its own.
+fn claimed_initiators(segment: &SegmentPlan) -> impl Iterator<Item = String> {
+    let claimant = segment.claimant().into_iter();
+    let others = claimant.flat_map(|claimant| {
+        let others = segment.functions.iter();
+        others
+            .filter(|function| function.bdf != claimant.bdf)
+            .map(move |function| (claimant, function))
+    });
+    let has_initiators = |function: &FunctionPlan| {
+        let nodes = function.nodes.as_ref();
+        nodes.is_some_and(|nodes| nodes.generic_initiators)
+    };
+    others
+        .filter(move |(_, function)| has_initiators(function))
+        .map(|(claimant, function)| {
+            format!(
+                "device {} has generic initiators at {}, and NVIDIA's driver will take them for those of \
+                 device {} at {}, with the nodes; put one of the two on another segment",
+                function.id, function.bdf, claimant.id, claimant.bdf
+            )
+        })
 }
 
 /// Nodes cannot be added to a guest that runs, so its driver has nowhere to put the memory.

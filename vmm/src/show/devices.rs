@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use pci::config_space::BarKind;
-use pci::{BarFacts, CoherentMemory, DeviceFacts};
+use pci::{BarFacts, Bdf, CoherentMemory, DeviceFacts};
 
 use super::text::size;
 use crate::plan::{
@@ -110,7 +110,7 @@ fn describe_function(
     }
     nodes
         .iter()
-        .try_for_each(|nodes| describe_nodes(out, nodes))
+        .try_for_each(|nodes| describe_nodes(out, segment, *bdf, nodes))
 }
 
 fn describe_bar(out: &mut String, facts: &BarFacts, address: Option<u64>) -> fmt::Result {
@@ -196,21 +196,33 @@ fn amount(bytes: u64) -> String {
     }
 }
 
-fn describe_nodes(out: &mut String, nodes: &DeviceNodes) -> fmt::Result {
+fn describe_nodes(
+    out: &mut String,
+    segment: &SegmentPlan,
+    bdf: Bdf,
+    nodes: &DeviceNodes,
+) -> fmt::Result {
     let DeviceNodes {
         ids,
         dsd,
         generic_initiators,
         auto,
     } = nodes;
+    let claimant = segment.claimant().filter(|claimant| claimant.bdf != bdf);
     let told = match (dsd, generic_initiators) {
-        (true, true) => "told by _DSD and generic initiators",
+        (true, true) => "told by _DSD and generic initiators".to_owned(),
         (true, false) if *auto => {
-            "told by _DSD alone: generic initiators would change the numbers that Linux gives nodes"
+            let why = match claimant {
+                Some(FunctionPlan { id, .. }) => {
+                    format!("NVIDIA's driver would take generic initiators for those of {id}")
+                }
+                None => "generic initiators would change the numbers that Linux gives nodes".into(),
+            };
+            format!("told by _DSD alone: {why}")
         }
-        (true, false) => "told by _DSD",
-        (false, true) => "told by generic initiators",
-        (false, false) => "not told",
+        (true, false) => "told by _DSD".to_owned(),
+        (false, true) => "told by generic initiators".to_owned(),
+        (false, false) => "not told".to_owned(),
     };
     writeln!(out, "      nodes {}, {told}", ranges(ids))
 }

@@ -49,7 +49,21 @@ impl SegmentPlan {
         let line = line.checked_rem(self.intx.len())?;
         self.intx.get(line).copied()
     }
+
+    /// The device that would take generic initiators of every other device here for its own: NVIDIA's
+    /// driver, for a device at device 0, compares segment and bus of an initiator and nothing else.
+    pub fn claimant(&self) -> Option<&FunctionPlan> {
+        let first = self
+            .functions
+            .first()
+            .filter(|function| function.bdf.device == 0)?;
+        let has_memory = first.nodes.is_some() || first.facts.coherent.is_some();
+        (first.facts.identity.vendor == VENDOR_NVIDIA && has_memory).then_some(first)
+    }
 }
+
+/// Vendor id of NVIDIA, whose driver has rules of its own for generic initiators.
+pub(super) const VENDOR_NVIDIA: u16 = 0x10de;
 
 /// I/O ports of a host bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

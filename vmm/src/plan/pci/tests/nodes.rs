@@ -195,6 +195,45 @@ fn initiators_of_nvidia_devices_belong_to_device_0() {
     assert_eq!(warned(0x1002, ""), None);
 }
 
+/// NVIDIA's driver of a device at device 0 takes every initiator of the bus for its own.
+#[test]
+fn initiators_do_not_go_where_another_device_would_take_them() {
+    let line = |second: &str| {
+        format!(
+            "{} --platform num_pci_segments=3 --device \
+             path=/a,id=a,pci_segment=1,pci_device_id=0,guest_numa_ids=[1-2] \
+             path=/b,id=b,guest_numa_ids=[3-4]{second}",
+            with_nodes(&empty(1..=4))
+        )
+    };
+    let warned = |plan: &Plan| {
+        let warnings = plan.warnings().into_iter();
+        let mut claims = warnings.filter(|text| text.contains("will take them for those of"));
+        claims.next()
+    };
+    let both = [("a", true, true), ("b", true, true)];
+    let nvidia = gpu(GIB);
+    let other = device(&[]);
+    for (facts, second, expected) in [
+        (&nvidia, ",pci_segment=1", [both[0], ("b", true, false)]),
+        (&nvidia, ",pci_segment=2", both),
+        (&other, ",pci_segment=1", both),
+    ] {
+        let plan = plan(Isa::Aarch64, &line(second), facts);
+        assert_eq!(told(&plan), expected, "{second}");
+        assert_eq!(warned(&plan), None, "{second}");
+    }
+    let asked_for = line(",pci_segment=1,generic_initiator=on");
+    let plan = plan(Isa::Aarch64, &asked_for, &nvidia);
+    assert_eq!(told(&plan), both);
+    let text = warned(&plan).unwrap();
+    assert!(
+        text.starts_with("device b has generic initiators at 0001:00:01.0")
+            && text.contains("device a at 0001:00:00.0"),
+        "{text}"
+    );
+}
+
 #[test]
 fn memory_that_no_node_is_for_is_warned_of() {
     let line = with_nodes("--device path=/a,id=a");
