@@ -191,6 +191,18 @@ const MACHINES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "two_gpus_on_one_segment",
+        &[
+            "--plan-facts gb200",
+            "--cpus boot=4",
+            "--memory size=240G",
+            "--platform num_pci_segments=2",
+            "--numa guest_numa_id=0,cpus=[0-3],memory_zones=[mem0],pci_segments=[1]",
+            "--device path=/sys/bus/pci/devices/0008:01:00.0,id=gpu0,pci_segment=1,pci_device_id=0,guest_numa_ids=auto:7",
+            "path=/sys/bus/pci/devices/0009:01:00.0,id=gpu1,pci_segment=1,guest_numa_ids=auto:7",
+        ],
+    ),
+    (
         "devices_of_many_kinds",
         &[
             "--plan-facts mixed",
