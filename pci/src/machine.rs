@@ -102,6 +102,12 @@ pub trait Region: Send + Sync {
     /// pages. Accesses to the rest come here.
     fn mappable(&self) -> &[MappableArea];
 
+    /// Whether it is memory, which guests access as they like, rather than registers (PCI 3.0,
+    /// section 6.2.5.1, "prefetchable").
+    fn is_prefetchable(&self) -> bool {
+        false
+    }
+
     /// Reads `data.len()` bytes, little-endian, at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
 

@@ -1,18 +1,29 @@
-//! The devices that a guest is given: opened once, before the plan, and kept over reboots.
+//! The devices that a guest is given: opened once, before the plan, and kept over reboots, unless
+//! they get lost.
+
+mod presence;
+mod watch;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pci::device::SharedDevice;
 use pci::passthrough::{ProbeError, probe};
-use pci::vfio::{Container, OpenError};
+use pci::vfio::{Container, OpenError, VfioDevice};
 use pci::vfio_user::{Client, ConnectError};
 use pci::{DeviceFacts, DmaTarget};
 use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{DeviceConfig, UserDeviceConfig, VmConfig};
-use crate::plan::FunctionSource;
+use crate::plan::{FunctionSource, PciPlan};
+
+pub use self::presence::{Presence, find_loss};
+pub use self::watch::Watch;
 
 /// Why devices cannot be passed through.
 #[derive(Debug, Error)]
@@ -38,6 +49,9 @@ pub enum PassthroughError {
         #[source]
         source: ConnectError,
     },
+    /// The host has no room for events.
+    #[error("cannot wait for the end of devices")]
+    Events(#[source] io::Error),
     /// The device is nothing that a guest can be given.
     #[error("{option}")]
     Probe {
@@ -59,13 +73,46 @@ pub struct OpenDevice {
     pub facts: DeviceFacts,
     /// BARs of which no part is mapped into the guest.
     pub exclude_mmap_bars: Vec<u8>,
+    /// Whether it is still there.
+    pub presence: Arc<Presence>,
+    behind: Behind,
+    /// Whether the host has it back.
+    closed: AtomicBool,
+}
+
+/// What a device is.
+enum Behind {
+    Driver(Arc<VfioDevice>),
+    Server(Arc<Client>),
+}
+
+impl OpenDevice {
+    /// Whether the host's memory behind it goes back to the host with it, where the memory of a
+    /// server is there as long as somebody has it mapped.
+    pub fn takes_its_memory_along(&self) -> bool {
+        matches!(self.behind, Behind::Driver(_))
+    }
+
+    /// Gives a lost device of the host back; returns the file of its group if that goes too.
+    fn close(&self) -> Option<Arc<OwnedFd>> {
+        let Behind::Driver(device) = &self.behind else {
+            return None;
+        };
+        if !self.presence.is_lost() || self.closed.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        device.close().unwrap_or_else(|error| {
+            log::error!("a lost device is not given back to the host: {error}");
+            None
+        })
+    }
 }
 
 /// All devices of a guest, by their sysfs folders or sockets.
-#[derive(Default)]
 pub struct Passthrough {
     container: Option<Arc<Container>>,
     devices: BTreeMap<String, OpenDevice>,
+    losses: Arc<EventFd>,
 }
 
 impl Passthrough {
@@ -74,7 +121,12 @@ impl Passthrough {
     /// # Errors
     /// One of them cannot be had.
     pub fn open(config: &VmConfig) -> Result<Self, PassthroughError> {
-        let mut passthrough = Self::default();
+        let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PassthroughError::Events)?;
+        let mut passthrough = Self {
+            container: None,
+            devices: BTreeMap::new(),
+            losses: Arc::new(losses),
+        };
         for device in &config.devices {
             passthrough.open_vfio(device)?;
         }
@@ -82,6 +134,50 @@ impl Passthrough {
             passthrough.connect(device)?;
         }
         Ok(passthrough)
+    }
+
+    /// Gives devices the names that they have in a plan.
+    pub fn set_names(&self, plan: &PciPlan) {
+        for function in plan.segments.iter().flat_map(|segment| &segment.functions) {
+            if let Some(device) = self.find(&function.source) {
+                device.presence.set_name(&function.id);
+            }
+        }
+    }
+
+    /// What notices that devices go, for the event loop.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn watches(&self) -> Result<Vec<Watch>, PassthroughError> {
+        let watch = |device: &OpenDevice| match &device.behind {
+            Behind::Server(client) => Ok(Watch::server(client, &device.presence)),
+            Behind::Driver(driver) => Watch::driver(driver, &device.presence),
+        };
+        let watches: io::Result<_> = self.devices.values().map(watch).collect();
+        watches.map_err(PassthroughError::Events)
+    }
+
+    /// Readable when a device was lost.
+    pub fn losses(&self) -> &Arc<EventFd> {
+        &self.losses
+    }
+
+    /// Whether something reaches guest memory for a device that is not lost.
+    pub fn needs_target(&self, target: &Arc<dyn DmaTarget>) -> bool {
+        let mut devices = self.devices.values();
+        devices.any(|device| !device.presence.is_lost() && is_same(&device.dma, target))
+    }
+
+    /// Gives lost devices back to the host, once nobody has mapped them.
+    ///
+    /// # Returns
+    /// The files of groups that were closed by that.
+    pub fn close_lost(&self) -> Vec<Arc<OwnedFd>> {
+        self.devices
+            .values()
+            .filter_map(OpenDevice::close)
+            .collect()
     }
 
     /// What was found out about them.
@@ -131,20 +227,21 @@ impl Passthrough {
             path: path.clone(),
             source,
         })?;
-        let driver = device.driver().to_owned();
-        let device: SharedDevice = Arc::new(device);
-        let facts = probe(&*device, Some(&driver), x_exclude_mmap_bars);
-        let facts = facts.map_err(|source| PassthroughError::Probe {
-            option: format!("--device path={}", path.display()),
-            source,
-        })?;
+        let device = Arc::new(device);
+        let option = format!("--device path={}", path.display());
+        let presence = Arc::new(Presence::new(option.clone(), &self.losses));
+        let facts = probe(&*device, Some(device.driver()), x_exclude_mmap_bars);
+        let facts = facts.map_err(|source| PassthroughError::Probe { option, source })?;
         self.devices.insert(
             path.to_string_lossy().into_owned(),
             OpenDevice {
-                device,
+                device: Arc::clone(&device) as SharedDevice,
                 dma: container,
                 facts,
                 exclude_mmap_bars: x_exclude_mmap_bars.clone(),
+                presence,
+                behind: Behind::Driver(device),
+                closed: AtomicBool::new(false),
             },
         );
         Ok(())
@@ -166,19 +263,26 @@ impl Passthrough {
         })?;
         let client = Arc::new(client);
         let facts = probe(&*client, None, &[]);
-        let facts = facts.map_err(|source| PassthroughError::Probe {
-            option: format!("--user-device socket={}", socket.display()),
-            source,
-        })?;
+        let option = format!("--user-device socket={}", socket.display());
+        let presence = Arc::new(Presence::new(option.clone(), &self.losses));
+        let facts = facts.map_err(|source| PassthroughError::Probe { option, source })?;
         self.devices.insert(
             socket.to_string_lossy().into_owned(),
             OpenDevice {
                 device: Arc::clone(&client) as SharedDevice,
-                dma: client,
+                dma: Arc::clone(&client) as Arc<dyn DmaTarget>,
                 facts,
                 exclude_mmap_bars: Vec::new(),
+                presence,
+                behind: Behind::Server(client),
+                closed: AtomicBool::new(false),
             },
         );
         Ok(())
     }
+}
+
+/// Whether both are the same: one container serves all devices of the host.
+pub fn is_same(one: &Arc<dyn DmaTarget>, other: &Arc<dyn DmaTarget>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
 }

@@ -17,7 +17,7 @@ use crate::config::{ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
 use crate::console::{Backend, ConsoleError, Mode};
 use crate::machine::{
     Consoles, Control, Ending, Host, HostError, Machine, MachineError, Payload, PayloadError,
-    VcpuFailure, prepare_kicks,
+    VcpuFailure, prepare_for_gone_memory, prepare_kicks,
 };
 use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{Plan, PlanError};
@@ -114,6 +114,9 @@ impl Vmm {
         let passthrough = Passthrough::open(&config)?;
         host.facts.devices = passthrough.facts();
         let plan = Plan::new(&config, &host.facts)?;
+        if let Some(pci) = &plan.pci {
+            passthrough.set_names(pci);
+        }
         for warning in plan.warnings() {
             log::warn!("{warning}");
         }
@@ -125,7 +128,11 @@ impl Vmm {
             requests: sender,
             event: Arc::new(event),
         };
+        for watch in passthrough.watches()? {
+            events.add_subscriber(Arc::new(Mutex::new(watch)));
+        }
         prepare_kicks().map_err(VmmError::Events)?;
+        prepare_for_gone_memory(passthrough.losses()).map_err(VmmError::Events)?;
         Ok(Self {
             config,
             host,
@@ -152,6 +159,8 @@ impl Vmm {
         self.events.add_subscriber(Arc::new(Mutex::new(ending)));
         let requested = Wakeup(wake(&self.handle.event)?);
         self.events.add_subscriber(Arc::new(Mutex::new(requested)));
+        let lost = Wakeup(wake(self.passthrough.losses())?);
+        self.events.add_subscriber(Arc::new(Mutex::new(lost)));
         let signals = Signals::open(self.handle.clone()).map_err(VmmError::Events)?;
         self.events.add_subscriber(Arc::new(Mutex::new(signals)));
         loop {
@@ -179,6 +188,7 @@ impl Vmm {
             if let Some(ending) = control.take() {
                 break ending;
             }
+            machine.let_go_of_lost(&self.passthrough);
             self.events.run().map_err(VmmError::Loop)?;
             while let Ok(request) = self.requests.try_recv() {
                 match request {

@@ -148,6 +148,13 @@ impl Region for BarRegion {
         &self.mappable
     }
 
+    fn is_prefetchable(&self) -> bool {
+        match self.facts.kind {
+            BarKind::Io => false,
+            BarKind::Memory32 { prefetchable } | BarKind::Memory64 { prefetchable } => prefetchable,
+        }
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         if self.shared.link.is_lost() {

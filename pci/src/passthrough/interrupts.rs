@@ -99,6 +99,12 @@ impl Interrupts {
         self.active = Active::Nothing;
     }
 
+    /// Gives vectors and the line back to the machine, whatever the device thinks of it.
+    pub fn abandon(&mut self) {
+        self.active = Active::Nothing;
+        self.intx = None;
+    }
+
     /// Puts the table back to how it was at the start.
     pub fn forget(&mut self) {
         self.msix = Msix::new(self.msix.vectors() as u16);

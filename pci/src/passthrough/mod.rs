@@ -213,6 +213,14 @@ impl PassthroughFunction {
         self.shared.link.is_lost()
     }
 
+    /// Gives the interrupts of a lost device back to the machine: what somebody else may still hold
+    /// of the device reaches the guest no more. Does nothing while the device is there.
+    pub fn abandon_interrupts(&self) {
+        if self.is_lost() {
+            lock(&self.shared.interrupts).abandon();
+        }
+    }
+
     /// Resets the device, if it can be reset, and puts the function back to how it was at the start.
     ///
     /// # Errors

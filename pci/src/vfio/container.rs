@@ -66,21 +66,38 @@ pub struct Membership {
     container: Container,
     group: u32,
     name: String,
+    /// Whether the place is free again.
+    left: bool,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let mut state = self.container.lock();
-        if let Some(group) = state.groups.get_mut(&self.group) {
-            group.devices.remove(&self.name);
-            if group.devices.is_empty() {
-                state.groups.remove(&self.group);
-            }
+        if !self.left {
+            self.take_out();
         }
     }
 }
 
 impl Membership {
+    /// Gives the place up.
+    ///
+    /// # Returns
+    /// The group's file, if this was its last device: the group is closed when nobody has it.
+    pub fn leave(mut self) -> Option<Arc<OwnedFd>> {
+        self.left = true;
+        self.take_out()
+    }
+
+    fn take_out(&self) -> Option<Arc<OwnedFd>> {
+        let mut state = self.container.lock();
+        let group = state.groups.get_mut(&self.group)?;
+        group.devices.remove(&self.name);
+        if !group.devices.is_empty() {
+            return None;
+        }
+        state.groups.remove(&self.group).map(|group| group.file)
+    }
+
     /// The files of these groups, if all of them are in the container.
     pub fn files_of(&self, groups: &[u32]) -> Option<Vec<Arc<OwnedFd>>> {
         let state = self.container.lock();
@@ -166,6 +183,7 @@ impl Container {
             container: self.clone(),
             group: device.group,
             name,
+            left: false,
         };
         Ok((membership, file))
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_NORESIZE,
@@ -12,7 +13,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
     VFIO_PCI_VGA_REGION_INDEX, vfio_irq_info,
 };
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::container::Membership;
 use super::info::{RegionInfo, reset_groups};
@@ -22,7 +23,8 @@ use crate::device::{Device, DeviceError, DeviceRegion, IrqKind, region};
 
 /// A device that VFIO passes through.
 ///
-/// It is closed when it and all its [`MappableArea`](crate::MappableArea)s are dropped.
+/// It is closed when it and all its [`MappableArea`](crate::MappableArea)s are dropped, or by
+/// [`VfioDevice::close`].
 #[derive(Debug)]
 pub struct VfioDevice {
     file: Arc<OwnedFd>,
@@ -33,8 +35,10 @@ pub struct VfioDevice {
     enabled: Mutex<BTreeMap<IrqKind, usize>>,
     /// Whether it can be reset by itself.
     resettable: bool,
+    /// Whether it was given back: the file is then something else.
+    closed: AtomicBool,
     /// After the file: a group is closed after its devices.
-    membership: Membership,
+    membership: Mutex<Option<Membership>>,
 }
 
 /// A region, and where it begins in the device's file.
@@ -115,7 +119,8 @@ impl VfioDevice {
             irqs,
             enabled: Mutex::default(),
             resettable: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
-            membership,
+            closed: AtomicBool::new(false),
+            membership: Mutex::new(Some(membership)),
         })
     }
 
@@ -142,6 +147,23 @@ impl VfioDevice {
         self.set_event(VFIO_PCI_ERR_IRQ_INDEX, "errors", event)
     }
 
+    /// Gives the device back to the host, for good: its interrupts and its DMA stop, and it is lost
+    /// to all who have it. Who has mapped some of it must unmap that for the host to get it.
+    ///
+    /// # Returns
+    /// The file of its group, if it was the last device of it: for those who have told others of the
+    /// group, such as KVM. The group is closed when nobody has the file.
+    ///
+    /// # Errors
+    /// There is no descriptor left that could take its place. It is lost all the same.
+    pub fn close(&self) -> io::Result<Option<Arc<OwnedFd>>> {
+        self.closed.store(true, Ordering::Release);
+        // Areas have the descriptor too, so it cannot just be closed.
+        sys::replace(&self.file, &EventFd::new(EFD_CLOEXEC)?)?;
+        let membership = lock(&self.membership).take();
+        Ok(membership.and_then(Membership::leave))
+    }
+
     fn set_event(&self, index: u32, what: &str, event: &EventFd) -> Result<(), DeviceError> {
         if self.irqs.get(&index).is_none_or(|irqs| irqs.count == 0) {
             return Err(refused(
@@ -160,7 +182,8 @@ impl VfioDevice {
         };
         let count = u32::try_from(events.len()).unwrap_or(u32::MAX);
         let flags = VFIO_IRQ_SET_ACTION_TRIGGER | kind;
-        let room = sys::set_irqs(&self.file, flags, index, count, events).map_err(device_error)?;
+        let room = sys::set_irqs(&self.file, flags, index, count, events);
+        let room = room.map_err(|error| self.error(error))?;
         match room {
             0 => Ok(()),
             _ => Err(refused(
@@ -187,11 +210,23 @@ impl VfioDevice {
             })
     }
 
+    /// What an error of the kernel says.
+    fn error(&self, error: io::Error) -> DeviceError {
+        match self.closed.load(Ordering::Acquire) {
+            // Whatever it is the error of.
+            true => DeviceError::Lost(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the device was given back to the host",
+            )),
+            false => device_error(error),
+        }
+    }
+
     /// The files of all groups that are reset with this device, if all are ours.
     fn reset_set(&self) -> Option<Vec<Arc<OwnedFd>>> {
         let bytes = sys::hot_reset_info(&self.file).ok()?;
         let groups = reset_groups(&bytes).ok()??;
-        let files = self.membership.files_of(&groups)?;
+        let files = lock(&self.membership).as_ref()?.files_of(&groups)?;
         (!files.is_empty()).then_some(files)
     }
 }
@@ -259,6 +294,10 @@ fn device_error(error: io::Error) -> DeviceError {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Device for VfioDevice {
     fn region(&self, index: u32) -> &DeviceRegion {
         static ABSENT: DeviceRegion = DeviceRegion {
@@ -278,12 +317,12 @@ impl Device for VfioDevice {
 
     fn read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
         let at = self.locate(region, offset, data.len())?;
-        sys::read_at(&self.file, at, data).map_err(device_error)
+        sys::read_at(&self.file, at, data).map_err(|error| self.error(error))
     }
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         let at = self.locate(region, offset, data.len())?;
-        sys::write_at(&self.file, at, data).map_err(device_error)
+        sys::write_at(&self.file, at, data).map_err(|error| self.error(error))
     }
 
     fn set_irqs(&self, kind: IrqKind, events: &[Option<&EventFd>]) -> Result<(), DeviceError> {
@@ -299,7 +338,7 @@ impl Device for VfioDevice {
                 ),
             ));
         }
-        let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut enabled = lock(&self.enabled);
         let before = enabled.get(&kind).copied().unwrap_or(0);
         let fd = |event: &Option<&EventFd>| event.map_or(-1, AsRawFd::as_raw_fd);
         let mut fds: Vec<RawFd> = events.iter().map(fd).collect();
@@ -319,14 +358,15 @@ impl Device for VfioDevice {
     fn unmask_intx_on(&self, event: &EventFd) -> Result<(), DeviceError> {
         let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_EVENTFD;
         let index = IrqKind::Intx.index();
-        sys::set_irqs(&self.file, flags, index, 1, &[event.as_raw_fd()]).map_err(device_error)?;
+        sys::set_irqs(&self.file, flags, index, 1, &[event.as_raw_fd()])
+            .map_err(|error| self.error(error))?;
         Ok(())
     }
 
     fn unmask_intx(&self) -> Result<(), DeviceError> {
         let flags = VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_DATA_NONE;
         let index = IrqKind::Intx.index();
-        sys::set_irqs(&self.file, flags, index, 1, &[]).map_err(device_error)?;
+        sys::set_irqs(&self.file, flags, index, 1, &[]).map_err(|error| self.error(error))?;
         Ok(())
     }
 
@@ -338,7 +378,7 @@ impl Device for VfioDevice {
     /// these belong to groups of the same container.
     fn reset(&self) -> Result<(), DeviceError> {
         if self.resettable {
-            return sys::reset(&self.file).map_err(device_error);
+            return sys::reset(&self.file).map_err(|error| self.error(error));
         }
         let Some(groups) = self.reset_set() else {
             return Err(refused(
@@ -348,12 +388,14 @@ impl Device for VfioDevice {
             ));
         };
         let groups: Vec<RawFd> = groups.iter().map(|group| group.as_raw_fd()).collect();
-        sys::hot_reset(&self.file, &groups).map_err(device_error)
+        sys::hot_reset(&self.file, &groups).map_err(|error| self.error(error))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -365,6 +407,54 @@ mod tests {
         assert!(matches!(error(libc::EIO), DeviceError::Refused(_)));
         let short = io::Error::new(io::ErrorKind::UnexpectedEof, "2 of 4 bytes");
         assert!(matches!(device_error(short), DeviceError::Lost(_)));
+    }
+
+    #[test]
+    fn a_device_that_was_given_back_is_lost_and_closed() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let file = Arc::new(OwnedFd::from(writer));
+        let device = VfioDevice {
+            file: Arc::clone(&file),
+            driver: String::new(),
+            regions: vec![Placed {
+                region: DeviceRegion {
+                    size: 4096,
+                    ..DeviceRegion::default()
+                },
+                offset: 0,
+            }],
+            irqs: BTreeMap::from([(
+                0,
+                Irqs {
+                    count: 1,
+                    resizable: true,
+                },
+            )]),
+            enabled: Mutex::default(),
+            resettable: true,
+            closed: AtomicBool::new(false),
+            membership: Mutex::new(None),
+        };
+        let event = EventFd::new(0).unwrap();
+        let ask = || {
+            [
+                device.read(0, 0, &mut [0]),
+                device.write(0, 0, &[0]),
+                device.set_irqs(IrqKind::Intx, &[Some(&event)]),
+                device.unmask_intx_on(&event),
+                device.unmask_intx(),
+                device.reset(),
+            ]
+        };
+        let refused = |result: Result<_, _>| matches!(result, Err(DeviceError::Refused(_)));
+        assert!(ask().into_iter().all(refused));
+        assert!(device.close().unwrap().is_none());
+        // Somebody else has the descriptor still, and it is nothing of the device.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        let lost = |result: Result<_, _>| matches!(result, Err(DeviceError::Lost(_)));
+        assert!(ask().into_iter().all(lost));
+        assert!(device.close().unwrap().is_none());
+        drop(file);
     }
 
     #[test]

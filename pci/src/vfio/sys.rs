@@ -66,6 +66,14 @@ pub fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
+/// Makes the descriptor of `file` one of `other`: what it was of is closed, and whoever has the
+/// descriptor keeps one that is open (dup(2)).
+pub fn replace(file: &OwnedFd, other: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: both descriptors are open, and `file` stays the owner of its own.
+    check(unsafe { libc::dup3(other.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC) })?;
+    Ok(())
+}
+
 /// The version of the interface (`VFIO_GET_API_VERSION`).
 pub fn api_version(container: &File) -> io::Result<c_int> {
     // SAFETY: the request has no argument.

@@ -169,7 +169,11 @@ impl Drop for Turn<'_> {
             .unwrap_or_else(PoisonError::into_inner);
         *idle = Some(self.id);
         drop(idle);
-        self.connection.became_idle.notify_one();
+        // Of those who wait, one has its turn; at the end of the connection none has one.
+        match self.connection.lost.get() {
+            None => self.connection.became_idle.notify_one(),
+            Some(_) => self.connection.became_idle.notify_all(),
+        }
     }
 }
 

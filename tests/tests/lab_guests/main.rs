@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cpus;
+mod device_loss;
 mod device_memory;
 mod late_memory;
 mod lifecycle;

@@ -4,6 +4,7 @@
 //! same plan. What outlives it (consoles, the host, the configuration) is lent to it.
 
 mod affinity;
+mod areas;
 mod control;
 mod devices;
 mod host;
@@ -13,6 +14,7 @@ mod payload;
 mod pci;
 mod report;
 mod routes;
+mod sigbus;
 mod space;
 mod vcpu;
 mod view;
@@ -45,8 +47,10 @@ pub use self::memory::MemoryError;
 pub use self::payload::{Payload, PayloadError};
 pub use self::pci::DeviceError;
 pub use self::report::{FailureReason, VcpuFailure};
+pub use self::sigbus::prepare as prepare_for_gone_memory;
 pub use self::vcpu::prepare_kicks;
 
+use self::areas::DeviceAreas;
 use self::devices::Devices;
 use self::memory::GuestRam;
 use self::pci::{Connections, PciFunctions};
@@ -134,7 +138,7 @@ pub struct Machine {
     context: Arc<VcpuContext>,
     power_button: Option<PowerButton>,
     consoles: Consoles,
-    _functions: PciFunctions,
+    functions: PciFunctions,
     _interrupts: isa::Interrupts,
     _vm: Arc<VmFd>,
     _ram: GuestRam,
@@ -167,17 +171,20 @@ impl Machine {
             buses,
             power_button,
         } = Devices::build(plan, &interrupts, consoles, control)?;
+        let areas = Arc::new(DeviceAreas::default());
         let connections = Connections {
             vm: &vm,
             mmio: &buses.mmio,
             pio: &buses.pio,
             ram: (&ram, ram_slots),
             interrupts: &interrupts,
+            areas: &areas,
         };
         let peer_to_peer = config.platform.vfio_p2p_dma;
         let functions = PciFunctions::build(plan, passthrough, &connections, peer_to_peer)?;
         let context = Arc::new(VcpuContext {
             buses,
+            areas,
             control: Arc::clone(control),
             stopping: AtomicBool::new(false),
         });
@@ -187,7 +194,7 @@ impl Machine {
             context,
             power_button,
             consoles: consoles.clone(),
-            _functions: functions,
+            functions,
             _interrupts: interrupts,
             _vm: vm,
             _ram: ram,
@@ -207,6 +214,12 @@ impl Machine {
                 .push(thread.map_err(|source| MachineError::Thread { index, source })?);
         }
         Ok(machine)
+    }
+
+    /// Takes devices out of the guest that were lost, and gives those of the host back to it. Cheap
+    /// where there are none.
+    pub fn let_go_of_lost(&self, passthrough: &Passthrough) {
+        self.functions.let_go_of_lost(passthrough);
     }
 
     /// What presses the guest's power button, if it has one.

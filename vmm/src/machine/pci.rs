@@ -1,28 +1,29 @@
 //! PCI: segments on the buses, functions on the segments, devices behind the functions.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use devices::bus::Bus;
 use devices::pci_config::{ConfigPorts, Ecam, PORT, PORTS};
 use kvm_bindings::{
-    KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_VFIO,
+    KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 use pci::passthrough::{FunctionError, IntxWiring, PassthroughFunction, Wiring};
 use pci::{DmaTarget, HostBridge, MsiSource, Segment};
 use thiserror::Error;
 
+use super::areas::{DeviceAreas, Owner};
 use super::isa::Interrupts;
 use super::memory::GuestRam;
 use super::msi::KvmMsiSource;
-use super::space::{GuestSpace, SpaceParts};
+use super::space::{FunctionSpace, GuestSpace, SpaceParts};
 use super::view::MemoryView;
 use super::{MachineError, kvm_error};
-use crate::passthrough::{OpenDevice, Passthrough};
-use crate::plan::{FunctionPlan, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan};
+use crate::passthrough::{OpenDevice, Passthrough, find_loss};
+use crate::plan::{FunctionPlan, FunctionSource, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan};
 
 /// Why a device cannot be put into the machine.
 #[derive(Debug, Error)]
@@ -76,10 +77,18 @@ pub enum DeviceError {
 /// The functions of one machine. Dropping it takes them out of the guest, stops them, and takes
 /// their access to guest memory away.
 pub struct PciFunctions {
-    functions: Vec<Arc<PassthroughFunction>>,
-    _view: Arc<MemoryView>,
+    functions: Vec<MachineFunction>,
+    areas: Arc<DeviceAreas>,
+    view: Arc<MemoryView>,
     /// KVM's knowledge of VFIO groups, for drivers that ask for it.
-    _kvm_vfio: Option<DeviceFd>,
+    kvm_vfio: Option<DeviceFd>,
+}
+
+/// A function, and what of the machine belongs to it.
+struct MachineFunction {
+    function: Arc<PassthroughFunction>,
+    source: FunctionSource,
+    space: Arc<FunctionSpace>,
 }
 
 /// What functions are connected to.
@@ -94,11 +103,13 @@ pub struct Connections<'a> {
     pub ram: (&'a GuestRam, u32),
     /// Its interrupt controllers.
     pub interrupts: &'a Interrupts,
+    /// What is mapped of devices.
+    pub areas: &'a Arc<DeviceAreas>,
 }
 
 impl PciFunctions {
-    /// Builds every segment and function of the plan. `peer_to_peer` is whether devices reach each
-    /// other's memory.
+    /// Builds every segment and function of the plan, but those whose devices are lost: there the
+    /// guest finds nothing. `peer_to_peer` is whether devices reach each other's memory.
     pub fn build(
         plan: &Plan,
         passthrough: &Passthrough,
@@ -113,8 +124,9 @@ impl PciFunctions {
         let view = Arc::new(MemoryView::new(areas));
         let mut pci = Self {
             functions: Vec::new(),
-            _view: Arc::clone(&view),
-            _kvm_vfio: tell_kvm(connections.vm, passthrough)?,
+            areas: Arc::clone(connections.areas),
+            view: Arc::clone(&view),
+            kvm_vfio: tell_kvm(connections.vm, passthrough)?,
         };
         let Some(PciPlan { segments }) = &plan.pci else {
             return Ok(pci);
@@ -126,6 +138,7 @@ impl PciFunctions {
                 mmio: Arc::downgrade(connections.mmio),
                 pio: Arc::downgrade(connections.pio),
                 view: Arc::clone(&view),
+                areas: Arc::clone(connections.areas),
                 peer_to_peer,
                 windows: vec![*mmio32, *mmio64],
                 ram_slots,
@@ -140,11 +153,12 @@ impl PciFunctions {
         let mut targets: Vec<*const ()> = Vec::new();
         for segment in segments {
             for function in &segment.functions {
-                if let Some(device) = passthrough.find(&function.source) {
+                let device = passthrough.find(&function.source);
+                if let Some(device) = device.filter(|device| !device.presence.is_lost()) {
                     // One container serves all devices of the host.
                     let target = Arc::as_ptr(&device.dma).cast::<()>();
                     if !targets.contains(&target) {
-                        add_target(&view, &function.id, &device.dma)?;
+                        unless_lost(device, add_target(&view, &function.id, &device.dma))?;
                         targets.push(target);
                     }
                 }
@@ -153,11 +167,59 @@ impl PciFunctions {
         }
         Ok(pci)
     }
+
+    /// Takes lost devices out of the guest, and gives those of the host back to it. To be called
+    /// whenever one may have been lost.
+    pub fn let_go_of_lost(&self, passthrough: &Passthrough) {
+        self.areas.notice_replacements();
+        for MachineFunction {
+            function,
+            source,
+            space,
+        } in &self.functions
+        {
+            let device = passthrough.find(source);
+            let Some(device) = device.filter(|device| device.presence.is_lost()) else {
+                continue;
+            };
+            // Whoever noticed may not have known the function.
+            function.mark_lost(io::ErrorKind::NotConnected.into());
+            function.abandon_interrupts();
+            space.let_go(device.takes_its_memory_along());
+            if !passthrough.needs_target(&device.dma) {
+                self.view.remove_target(&device.dma);
+            }
+        }
+        for group in passthrough.close_lost() {
+            if let Some(kvm_vfio) = &self.kvm_vfio
+                && let Err(error) = set_group(kvm_vfio, KVM_DEV_VFIO_GROUP_DEL, &group)
+            {
+                log::warn!("KVM keeps a VFIO group: {error}");
+            }
+        }
+    }
+}
+
+/// What was made for a device, or nothing if the device got lost.
+fn unless_lost<T>(
+    device: &OpenDevice,
+    made: Result<T, DeviceError>,
+) -> Result<Option<T>, DeviceError> {
+    match made {
+        Ok(made) => Ok(Some(made)),
+        Err(error) => match find_loss(&error) {
+            Some(loss) => {
+                device.presence.lose(loss);
+                Ok(None)
+            }
+            None => Err(error),
+        },
+    }
 }
 
 impl Drop for PciFunctions {
     fn drop(&mut self) {
-        for function in &self.functions {
+        for MachineFunction { function, .. } in &self.functions {
             // What the device did for this guest must not go on.
             if let Err(error) = function.reset() {
                 log::debug!("a device was not reset: {error}");
@@ -186,22 +248,32 @@ impl Builder<'_> {
         &self,
         isa: Isa,
         plan: &SegmentPlan,
-        functions: &mut Vec<Arc<PassthroughFunction>>,
+        functions: &mut Vec<MachineFunction>,
     ) -> Result<(), MachineError> {
         let mut segment = Segment::new();
+        let mut has_bridge = true;
         for function in &plan.functions {
             let Some(device) = self.passthrough.find(&function.source) else {
                 continue;
             };
-            let made = self.function(plan, function, device)?;
-            functions.push(Arc::clone(&made));
-            let inserted = segment.insert(function.bdf.device, made);
+            has_bridge &= function.bdf.device != 0;
+            if device.presence.is_lost() {
+                continue;
+            }
+            let made = self.function(plan, function, device);
+            let Some(made) = unless_lost(device, made)? else {
+                continue;
+            };
+            let inserted = segment.insert(function.bdf.device, Arc::clone(&made.function) as _);
+            functions.push(made);
             inserted.map_err(|_| DeviceError::Foreign {
                 id: function.id.clone(),
             })?;
         }
         // The bridge is where a guest looks for one, unless a device was put there.
-        let _ = segment.insert(0, Arc::new(HostBridge::new()));
+        if has_bridge {
+            let _ = segment.insert(0, Arc::new(HostBridge::new()));
+        }
         let segment = Arc::new(segment);
         let place = |placed: Result<(), devices::bus::InsertError>| {
             placed.map_err(|source| MachineError::Place {
@@ -224,13 +296,13 @@ impl Builder<'_> {
         segment: &SegmentPlan,
         plan: &FunctionPlan,
         device: &OpenDevice,
-    ) -> Result<Arc<PassthroughFunction>, DeviceError> {
+    ) -> Result<MachineFunction, DeviceError> {
         let FunctionPlan {
             id,
             bdf,
             facts,
             bars,
-            source: _,
+            source,
             nodes: _,
         } = plan;
         if *facts != device.facts {
@@ -260,21 +332,31 @@ impl Builder<'_> {
                 })
             }
         };
-        let name = id.clone();
+        let space = Arc::new(self.space.of(Owner {
+            device: Arc::clone(&device.device),
+            presence: Arc::clone(&device.presence),
+        }));
+        let presence = Arc::clone(&device.presence);
         let wiring = Wiring {
             device: Arc::clone(&device.device),
             facts,
             bars,
             bdf: *bdf,
-            space: Arc::new(self.space.clone()),
+            space: Arc::clone(&space) as _,
             msi: Arc::clone(&self.msi),
             intx,
             exclude_mmap_bars: &device.exclude_mmap_bars,
-            on_lost: Box::new(move |error| log::error!("device {name} is lost: {error}")),
+            on_lost: Box::new(move |error| presence.lose(error)),
         };
-        PassthroughFunction::new(wiring).map_err(|source| DeviceError::Function {
+        let function = PassthroughFunction::new(wiring);
+        let function = function.map_err(|source| DeviceError::Function {
             id: id.clone(),
             source,
+        })?;
+        Ok(MachineFunction {
+            function,
+            source: source.clone(),
+            space,
         })
     }
 }
@@ -294,16 +376,23 @@ fn tell_kvm(vm: &VmFd, passthrough: &Passthrough) -> Result<Option<DeviceFd>, Ma
         .create_device(&mut request)
         .map_err(kvm_error("create its VFIO device"))?;
     for group in container.groups() {
-        let descriptor = group.as_raw_fd();
-        let attribute = kvm_device_attr {
-            group: KVM_DEV_VFIO_GROUP,
-            attr: KVM_DEV_VFIO_GROUP_ADD.into(),
-            addr: std::ptr::from_ref(&descriptor) as u64,
-            flags: 0,
-        };
-        device
-            .set_device_attr(&attribute)
+        set_group(&device, KVM_DEV_VFIO_GROUP_ADD, &group)
             .map_err(kvm_error("add a VFIO group"))?;
     }
     Ok(Some(device))
+}
+
+/// Makes KVM know of a group, or not.
+fn set_group(
+    device: &DeviceFd,
+    attribute: u32,
+    group: &OwnedFd,
+) -> Result<(), vmm_sys_util::errno::Error> {
+    let descriptor = group.as_raw_fd();
+    device.set_device_attr(&kvm_device_attr {
+        group: KVM_DEV_VFIO_GROUP,
+        attr: attribute.into(),
+        addr: std::ptr::from_ref(&descriptor) as u64,
+        flags: 0,
+    })
 }

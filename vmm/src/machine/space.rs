@@ -10,7 +10,7 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use pci::{AddressSpace, DmaArea, MappableArea, PlacedRegion, Region, Space};
 
-use super::memory::Mapping;
+use super::areas::{DeviceAreas, MappedRegion, Owner};
 use super::view::MemoryView;
 use crate::plan::GpaRange;
 
@@ -24,6 +24,7 @@ struct Inner {
     mmio: Weak<Bus>,
     pio: Weak<Bus>,
     view: Arc<MemoryView>,
+    areas: Arc<DeviceAreas>,
     /// Whether devices may reach the memory of others.
     peer_to_peer: bool,
     /// Where BARs may be: what host bridges pass on.
@@ -41,6 +42,8 @@ pub struct SpaceParts {
     pub pio: Weak<Bus>,
     /// What devices reach.
     pub view: Arc<MemoryView>,
+    /// What is mapped of devices.
+    pub areas: Arc<DeviceAreas>,
     /// Whether devices may reach the memory of others.
     pub peer_to_peer: bool,
     /// Where memory BARs may be.
@@ -57,6 +60,7 @@ impl GuestSpace {
             mmio,
             pio,
             view,
+            areas,
             peer_to_peer,
             windows,
             ram_slots,
@@ -66,6 +70,7 @@ impl GuestSpace {
             mmio,
             pio,
             view,
+            areas,
             peer_to_peer,
             windows,
             slots: Mutex::new(Slots {
@@ -74,21 +79,69 @@ impl GuestSpace {
             }),
         }))
     }
+
+    /// The same for one device, which may have to be let go of.
+    pub fn of(&self, owner: Owner) -> FunctionSpace {
+        FunctionSpace {
+            space: Arc::clone(&self.0),
+            owner,
+            placed: Mutex::default(),
+        }
+    }
 }
 
-impl AddressSpace for GuestSpace {
+/// The address spaces of a machine, as one device's function changes them.
+pub struct FunctionSpace {
+    space: Arc<Inner>,
+    owner: Owner,
+    placed: Mutex<Vec<Weak<Placed>>>,
+}
+
+impl FunctionSpace {
+    /// Takes the mapped registers of a lost device out of the guest: what is read there is what its
+    /// function says, which is ones. What is memory stays memory, since a guest may have its own data
+    /// there and access it in ways that cannot be trapped. `all` is whether none of it may be the
+    /// device's any more: then that is zeros, and other devices do not reach it.
+    pub fn let_go(&self, all: bool) {
+        for placed in lock(&self.placed).iter().filter_map(Weak::upgrade) {
+            placed.let_go(all);
+        }
+    }
+}
+
+impl AddressSpace for FunctionSpace {
     fn add(&self, space: Space, region: Arc<dyn Region>) -> io::Result<Box<dyn PlacedRegion>> {
         let mapping = match region.mappable() {
             [] => None,
-            areas => Some(Mapping::of_region(region.size(), areas)?),
+            _ => Some(self.space.areas.map(&self.owner, &*region)?),
         };
-        Ok(Box::new(Placed {
-            space: Arc::clone(&self.0),
+        let placed = Arc::new(Placed {
+            space: Arc::clone(&self.space),
             kind: space,
             region,
             mapping,
             place: Mutex::new(None),
-        }))
+        });
+        lock(&self.placed).push(Arc::downgrade(&placed));
+        Ok(Box::new(Handle(placed)))
+    }
+}
+
+/// A function's hold on a region.
+struct Handle(Arc<Placed>);
+
+impl PlacedRegion for Handle {
+    fn place(&self, address: Option<u64>) -> io::Result<()> {
+        self.0.place(address)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let place = lock(&self.0.place).take();
+        if let Some(place) = place {
+            self.0.leave(place);
+        }
     }
 }
 
@@ -112,7 +165,7 @@ struct Placed {
     kind: Space,
     region: Arc<dyn Region>,
     /// Host addresses of its areas.
-    mapping: Option<Mapping>,
+    mapping: Option<Arc<MappedRegion>>,
     place: Mutex<Option<Place>>,
 }
 
@@ -135,7 +188,7 @@ impl BusDevice for Trapped {
     }
 }
 
-impl PlacedRegion for Placed {
+impl Placed {
     fn place(&self, address: Option<u64>) -> io::Result<()> {
         let mut place = lock(&self.place);
         if place.as_ref().map(|place| place.address) == address {
@@ -150,18 +203,28 @@ impl PlacedRegion for Placed {
         }
         Ok(())
     }
-}
 
-impl Drop for Placed {
-    fn drop(&mut self) {
-        let place = lock(&self.place).take();
-        if let Some(place) = place {
-            self.leave(place);
+    fn let_go(&self, all: bool) {
+        let Some(mapping) = &self.mapping else {
+            return;
+        };
+        let mut place = lock(&self.place);
+        if let Some(place) = &mut *place {
+            if self.region.is_prefetchable() {
+                for (position, (_, gpa)) in place.slots.iter().enumerate() {
+                    if all || mapping.is_gone(position) {
+                        self.space.view.remove(*gpa);
+                    }
+                }
+            } else {
+                self.unmap(std::mem::take(&mut place.slots));
+            }
+        }
+        if all {
+            mapping.let_go();
         }
     }
-}
 
-impl Placed {
     /// The bus, as long as the machine has it.
     fn bus(&self) -> Option<Arc<Bus>> {
         match self.kind {
@@ -202,6 +265,7 @@ impl Placed {
         let Some(mapping) = &self.mapping else {
             return Ok(place);
         };
+        mapping.set_place(Some(address));
         for area in self.region.mappable() {
             let slot = lock(&self.space.slots).take();
             let gpa = address + area.offset;
@@ -230,6 +294,14 @@ impl Placed {
         if let Some(bus) = self.bus() {
             bus.remove(address);
         }
+        self.unmap(slots);
+        if let Some(mapping) = &self.mapping {
+            mapping.set_place(None);
+        }
+    }
+
+    /// Takes mapped areas out of the guest; accesses are trapped then, if anything answers there.
+    fn unmap(&self, slots: Vec<(u32, u64)>) {
         for (slot, gpa) in slots {
             self.space.view.remove(gpa);
             match self.set_slot(slot, gpa, None) {
@@ -252,7 +324,7 @@ impl Placed {
             userspace_addr: area.map_or(0, |(_, address)| address),
         };
         // SAFETY: the mapping is valid for the whole of the area and goes only after the slot:
-        // `Placed` holds it, and leaves its place before it drops it.
+        // `Placed` holds it, and its `Handle` leaves its place before it drops it.
         unsafe { self.space.vm.set_user_memory_region(region) }.map_err(io::Error::from)
     }
 }

@@ -17,6 +17,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::affinity::bind_thread;
+use super::areas::DeviceAreas;
 use super::control::{Control, Ending};
 use super::report::{FailureReason, VcpuFailure};
 use devices::bus::Bus;
@@ -48,6 +49,8 @@ impl Buses {
 pub struct VcpuContext {
     /// Where exits go.
     pub buses: Buses,
+    /// What of guest memory belongs to devices, and may go.
+    pub areas: Arc<DeviceAreas>,
     /// Where the end of the machine is announced.
     pub control: Arc<Control>,
     /// Set when vCPUs must not enter the guest again.
@@ -166,9 +169,18 @@ impl VcpuThread {
 
 fn run(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), FailureReason> {
     while !context.stopping.load(Ordering::SeqCst) {
+        let replaced = context.areas.replaced();
         let exit = match vcpu.run() {
+            Ok(VcpuExit::MemoryFault { gpa, .. }) if context.areas.recheck(replaced, Some(gpa)) => {
+                continue;
+            }
             Ok(exit) => exit,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error)
+                if error.errno() == libc::EFAULT && context.areas.recheck(replaced, None) =>
+            {
+                continue;
+            }
             Err(error) => return Err(FailureReason::Run(error.into())),
         };
         match exit {

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pci::{DmaArea, DmaTarget};
 
+use crate::passthrough::{find_loss, is_same};
+
 /// The memory, and who has been told of it.
 ///
 /// Dropping it takes all memory away from all of them.
@@ -37,9 +39,16 @@ impl Target {
         if let Some(size) = self.mapped.remove(&gpa)
             && let Err(error) = self.device.unmap(gpa, size)
         {
-            // A device that is lost holds nothing; one that is not will be found out at the next
+            // That a device is lost was reported; one that is not will be found out at the next
             // mapping there.
-            log::warn!("a device keeps its access to {size:#x} bytes at {gpa:#x}: {error}");
+            let level = match find_loss(&error) {
+                Some(_) => log::Level::Debug,
+                None => log::Level::Warn,
+            };
+            log::log!(
+                level,
+                "a device keeps its access to {size:#x} bytes at {gpa:#x}: {error}"
+            );
         }
     }
 }
@@ -71,6 +80,14 @@ impl MemoryView {
         inner.areas.values().try_for_each(|area| target.map(area))?;
         inner.targets.push(target);
         Ok(())
+    }
+
+    /// Takes all memory away from a device.
+    pub fn remove_target(&self, device: &Arc<dyn DmaTarget>) {
+        let mut inner = self.lock();
+        inner
+            .targets
+            .retain(|target| !is_same(&target.device, device));
     }
 
     /// Adds memory of a device. Others that cannot reach it do without.
@@ -170,6 +187,20 @@ mod tests {
         }
         drop(view);
         assert_eq!((early.has(), late.has()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_device_that_is_taken_away_reaches_nothing() {
+        let view = MemoryView::new(vec![area(0, 0x1000)]);
+        let devices = [Arc::new(Device::default()), Arc::new(Device::default())];
+        for device in &devices {
+            view.add_target(device.clone()).unwrap();
+        }
+        let first: Arc<dyn DmaTarget> = devices[0].clone();
+        view.remove_target(&first);
+        view.add(area(0x8000, 0x1000));
+        assert_eq!(devices[0].has(), []);
+        assert_eq!(devices[1].has(), [(0, 0x1000), (0x8000, 0x1000)]);
     }
 
     #[test]

@@ -119,6 +119,24 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Puts zeros, private to this process, in the place of `size` bytes at `offset`, whole pages.
+    /// Addresses stay valid, for KVM too.
+    pub fn replace(&self, offset: u64, size: u64) -> io::Result<()> {
+        let end = offset.checked_add(size).ok_or_else(too_large)?;
+        if end > self.size as u64 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let address = self.address.wrapping_byte_add(offset as usize);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: the range is inside ours, and nobody has references into it.
+        let raw = unsafe { libc::mmap(address, size as usize, prot, flags, -1, 0) };
+        match raw {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
     /// An address range of `size` bytes that is congruent to `gpa`, with nothing in it.
     fn reserve(gpa: u64, size: u64, alignment: u64) -> io::Result<Self> {
         let alignment = usize::try_from(alignment).map_err(|_| too_large())?;
