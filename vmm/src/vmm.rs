@@ -7,11 +7,13 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::null_mut;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::{ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
 use crate::console::{Backend, ConsoleError, Mode};
@@ -130,6 +132,10 @@ impl Vmm {
         };
         for watch in passthrough.watches()? {
             events.add_subscriber(Arc::new(Mutex::new(watch)));
+        }
+        if !config.user_devices.is_empty() {
+            let clock = Clock::every(LOOK).map_err(VmmError::Events)?;
+            events.add_subscriber(Arc::new(Mutex::new(clock)));
         }
         prepare_kicks().map_err(VmmError::Events)?;
         prepare_for_gone_memory(passthrough.losses()).map_err(VmmError::Events)?;
@@ -269,6 +275,36 @@ impl MutEventSubscriber for Wakeup {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
             log::error!("cannot wait for events: {error:?}");
+        }
+    }
+}
+
+/// How often the files behind the memory of other processes' devices are looked at: a guest that meets
+/// one that has shrunk may stand still so long.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Wakes the main loop now and then.
+struct Clock(TimerFd);
+
+impl Clock {
+    fn every(interval: Duration) -> io::Result<Self> {
+        let mut timer = TimerFd::new()?;
+        timer.reset(interval, Some(interval))?;
+        Ok(Self(timer))
+    }
+}
+
+impl MutEventSubscriber for Clock {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // It has expired, so this does not wait.
+        if let Err(error) = self.0.wait() {
+            log::error!("cannot read a timer: {error}");
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
+            log::error!("cannot wait for a timer: {error:?}");
         }
     }
 }

@@ -4,6 +4,10 @@
 //! vCPU that touches such memory cannot be run: `KVM_RUN` fails with `EFAULT`, on newer kernels
 //! with the guest's address (Linux, Documentation/virt/kvm/api.rst, "KVM_EXIT_MEMORY_FAULT"). The memory
 //! is then replaced by zeros at the same address of the host, the device is lost, and the vCPU goes on.
+//!
+//! On x86 such a vCPU may instead wait for the page in KVM, again and again, for ever: KVM takes a failure of
+//! its first, hasty attempt for a page that is yet to come (Linux, arch/x86/kvm/mmu/mmu.c, asynchronous page
+//! faults). So files are also looked at now and then, whatever vCPUs do.
 #![expect(
     unsafe_code,
     reason = "asks for the sizes of files and guards mappings"
@@ -34,6 +38,17 @@ const COMMAND_AND_STATUS: u64 = 4;
 pub struct DeviceAreas {
     regions: Mutex<Vec<Weak<MappedRegion>>>,
     replaced: Arc<AtomicU64>,
+}
+
+/// What is known of memory that cannot be accessed.
+#[derive(Clone, Copy, Debug)]
+enum Suspicion {
+    /// There may be none.
+    No,
+    /// A vCPU met some.
+    Somewhere,
+    /// A vCPU met it at this address of the guest.
+    At(u64),
 }
 
 /// Whose memory it is.
@@ -92,18 +107,19 @@ impl DeviceAreas {
     pub fn recheck(&self, before: u64, gpa: Option<u64>) -> bool {
         // One vCPU looks, and the others see what it has done.
         let regions = lock(&self.regions);
+        let suspicion = gpa.map_or(Suspicion::Somewhere, Suspicion::At);
         for region in regions.iter().filter_map(Weak::upgrade) {
-            region.notice_replacement();
-            region.recheck(gpa);
+            region.recheck(suspicion);
         }
         self.replaced() != before
     }
 
-    /// Notices what was replaced because this process itself accessed it.
-    pub fn notice_replacements(&self) {
+    /// Looks whether files have become too short, though nobody complains, and notices what was
+    /// replaced because this process itself accessed it.
+    pub fn look(&self) {
         let regions = lock(&self.regions);
         for region in regions.iter().filter_map(Weak::upgrade) {
-            region.notice_replacement();
+            region.recheck(Suspicion::No);
         }
     }
 }
@@ -170,10 +186,11 @@ impl MappedRegion {
         self.owner.presence.lose(&io::Error::other(text));
     }
 
-    fn recheck(&self, gpa: Option<u64>) {
+    fn recheck(&self, suspicion: Suspicion) {
+        self.notice_replacement();
         for area in &self.areas {
             if !area.is_gone()
-                && let Some(reason) = self.fault(area, gpa)
+                && let Some(reason) = self.fault(area, suspicion)
                 && self.replace(area)
             {
                 self.owner.presence.lose(&reason);
@@ -182,7 +199,7 @@ impl MappedRegion {
     }
 
     /// Why an area cannot be accessed, if it is known that it cannot.
-    fn fault(&self, area: &Area, gpa: Option<u64>) -> Option<io::Error> {
+    fn fault(&self, area: &Area, suspicion: Suspicion) -> Option<io::Error> {
         let MappableArea {
             offset,
             size,
@@ -197,16 +214,17 @@ impl MappedRegion {
                 "the file of its memory has {length:#x} bytes, and had {needed:#x} or more"
             )));
         }
-        let at = self.at.load(Ordering::Acquire);
-        match gpa {
-            Some(gpa) => {
+        match suspicion {
+            Suspicion::No => None,
+            Suspicion::Somewhere if area.is_file => None,
+            Suspicion::Somewhere => self.silence(),
+            Suspicion::At(gpa) => {
+                let at = self.at.load(Ordering::Acquire);
                 let start = at.checked_add(*offset)?;
                 let inside = gpa.checked_sub(start).is_some_and(|into| into < *size);
                 (at != NOWHERE && inside)
                     .then(|| io::Error::other(format!("its memory at {gpa:#x} cannot be accessed")))
             }
-            None if area.is_file => None,
-            None => self.silence(),
         }
     }
 

@@ -216,8 +216,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Takes devices out of the guest that were lost, and gives those of the host back to it. Cheap
-    /// where there are none.
+    /// Takes devices out of the guest that were lost, or whose memory has gone, and gives those of
+    /// the host back to it. Cheap where there are none.
     pub fn let_go_of_lost(&self, passthrough: &Passthrough) {
         self.functions.let_go_of_lost(passthrough);
     }

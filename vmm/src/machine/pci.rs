@@ -168,10 +168,10 @@ impl PciFunctions {
         Ok(pci)
     }
 
-    /// Takes lost devices out of the guest, and gives those of the host back to it. To be called
-    /// whenever one may have been lost.
+    /// Looks for memory of devices that has gone, takes lost devices out of the guest, and gives
+    /// those of the host back to it. To be called whenever one may have been lost.
     pub fn let_go_of_lost(&self, passthrough: &Passthrough) {
-        self.areas.notice_replacements();
+        self.areas.look();
         for MachineFunction {
             function,
             source,

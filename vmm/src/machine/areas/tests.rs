@@ -252,12 +252,29 @@ fn an_access_of_our_own_loses_the_device() {
     let memory = Memory::new();
     let owner = willing();
     let region = areas.map(&owner, &memory).unwrap();
-    areas.notice_replacements();
+    areas.look();
     assert!(!owner.presence.is_lost());
     memory.file.set_len(0).unwrap();
     assert_eq!(byte(&region, 5 * PAGE), 0);
-    areas.notice_replacements();
+    areas.look();
     assert!(owner.presence.is_lost());
     assert!(region.is_gone(0) && region.is_gone(1));
     assert_eq!(areas.replaced(), 2);
+}
+
+#[test]
+fn files_are_looked_at_without_a_complaint() {
+    let areas = DeviceAreas::default();
+    let (memory, device) = (Memory::new(), device_descriptor());
+    let owners = [willing(), owner(Answer::Lost)];
+    let region = areas.map(&owners[0], &memory).unwrap();
+    let _device_region = areas.map(&owners[1], &device).unwrap();
+    areas.look();
+    assert_eq!(areas.replaced(), 0);
+    memory.file.set_len(5 * PAGE - 1).unwrap();
+    areas.look();
+    assert!(owners[0].presence.is_lost());
+    assert!(region.is_gone(1) && !region.is_gone(0));
+    // Devices are asked only if there is a reason.
+    assert!(!owners[1].presence.is_lost());
 }
