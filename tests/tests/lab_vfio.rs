@@ -556,6 +556,25 @@ fn the_host_asks_for_a_device_and_gets_it_back() -> Result<()> {
 }
 
 #[test]
+fn a_device_that_is_given_back_is_the_hosts_though_somebody_holds_it() -> Result<()> {
+    let _host = PassedThrough::take(&[HostDevice::Nvme])?;
+    let container = Container::new()?;
+    let nvme = open(&container, HostDevice::Nvme)?;
+    let areas = nvme.region(0).mappable.clone();
+    ensure!(!areas.is_empty());
+    let group = nvme.close()?.context("it was the only one of its group")?;
+    assert!(container.groups().is_empty());
+    let lost = nvme.read(region::CONFIG, COMMAND, &mut [0; 2]);
+    assert!(matches!(lost, Err(DeviceError::Lost(_))), "{lost:?}");
+    drop(group);
+    // Somebody else opens it, and the host takes it, while the first one is there still.
+    drop(open(&Container::new()?, HostDevice::Nvme)?);
+    HostDevice::Nvme.unbind()?;
+    drop(areas);
+    Ok(())
+}
+
+#[test]
 fn a_conventional_device_has_no_event_for_errors() -> Result<()> {
     let _host = PassedThrough::take(&[HostDevice::Edu])?;
     let container = Container::new()?;

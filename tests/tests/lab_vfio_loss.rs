@@ -23,7 +23,7 @@ ids() { od -An -tx1 -N4 "$1/config"; }
 disk=$(device 0x1b36:0x0010)
 memory=$(device 0x1af4:0x1110)
 if [ -z "$disk" ]; then
-    section second/devices ls /sys/bus/pci/devices
+    section second/devices ls -1 /sys/bus/pci/devices
     return 0
 fi
 for folder in "$disk" "$memory"; do echo 1 >"$folder/enable"; done

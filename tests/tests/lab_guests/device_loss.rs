@@ -87,7 +87,7 @@ fn losses(stderr: &str, reasons: &[&str]) -> Result<()> {
 fn memory_that_a_server_takes_away_is_zeros_and_the_next_boot_has_no_device() -> Result<()> {
     const SCRIPT: &str = r#"
 if ! exists; then
-    section second/devices ls /sys/bus/pci/devices
+    section second/devices ls -1 /sys/bus/pci/devices
     return 0
 fi
 insmod /lib/coherent_memory.ko

@@ -37,7 +37,7 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
-    /// It cannot be reset.
+    /// It was lost by then.
     #[error("device {id}: it cannot be reset")]
     Reset {
         /// Its name.
@@ -309,11 +309,18 @@ impl Builder<'_> {
             return Err(DeviceError::Foreign { id: id.clone() });
         }
         if device.device.can_reset() {
-            let reset = device.device.reset();
-            reset.map_err(|source| DeviceError::Reset {
-                id: id.clone(),
-                source,
-            })?;
+            match device.device.reset() {
+                Ok(()) => {}
+                // As for devices that have no reset: its neighbours may be the host's again, without which
+                // it cannot be reset.
+                Err(pci::device::DeviceError::Refused(error)) => {
+                    log::warn!("device {id} is not reset, and as the last guest left it: {error}");
+                }
+                Err(source @ pci::device::DeviceError::Lost(_)) => {
+                    let id = id.clone();
+                    return Err(DeviceError::Reset { id, source });
+                }
+            }
         }
         let intx = match segment.gsi(bdf.device, 0).filter(|_| facts.intx) {
             None => None,
