@@ -112,19 +112,22 @@ impl Drop for Guard {
 }
 
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the C library's `errno` of this thread, which the interrupted code may be about to read.
-    let errno = unsafe { *libc::__errno_location() };
-    // SAFETY: the kernel passes a valid structure, of which every signal has a code.
-    let code = unsafe { (*info).si_code };
+    // SAFETY: the C library's `errno` of this thread is always there.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above. The interrupted code may be about to read it.
+    let saved = unsafe { *errno };
+    // SAFETY: the kernel passes a valid structure, which nobody else has.
+    let info = unsafe { &*info };
+    let code = info.si_code;
     // The kernel has no other codes for accesses; what other processes send has none above 0.
     let is_access = (BUS_ADRALN..=BUS_MCEERR_AR).contains(&code);
-    // SAFETY: as above; where there is no address, it is not used.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: every signal has the bytes; where they are no address, they are not used.
+    let address = unsafe { info.si_addr() } as usize;
     if !(is_access && replace_range_of(address)) {
         give_up(signal, is_access);
     }
     // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { *errno = saved };
 }
 
 /// Puts zeros into the range that `address` is in, if there is one.
