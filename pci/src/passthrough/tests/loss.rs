@@ -62,6 +62,26 @@ fn a_lost_device_is_all_ones() {
 }
 
 #[test]
+fn interrupts_of_a_lost_device_go_back_to_the_machine() {
+    let guest = Rig::new();
+    guest.set_u16(MSIX + 2, 0x8000);
+    guest.function.abandon_interrupts();
+    assert_eq!(guest.msi.vectors().len(), 6, "it is there still");
+    assert!(Arc::strong_count(&guest.line) > 1);
+    guest.function.mark_lost(io::ErrorKind::BrokenPipe.into());
+    guest.device.calls();
+    for _ in 0..2 {
+        guest.function.abandon_interrupts();
+        assert!(guest.msi.vectors().is_empty());
+        assert_eq!(Arc::strong_count(&guest.line), 1);
+    }
+    guest.set_u16(MSIX + 2, 0);
+    guest.set_u16(MSIX + 2, 0x8000);
+    assert!(guest.msi.vectors().is_empty());
+    assert_eq!(guest.device.calls(), []);
+}
+
+#[test]
 fn a_device_that_refuses_is_not_lost() {
     let guest = Rig::new();
     guest.set_u16(COMMAND, MEMORY);

@@ -394,6 +394,29 @@ fn those_who_wait_for_their_turn_do_so_in_time() {
 }
 
 #[test]
+fn those_who_wait_for_their_turn_hear_of_the_end_at_once() {
+    let (client, _server) = connect(Script::new(), |request, reply| {
+        if request.is(Command::DeviceReset) {
+            // Until the others wait.
+            thread::sleep(SHORT);
+            reply.how = How::Last(Vec::new());
+        }
+    });
+    let client = Arc::new(client);
+    let started = Instant::now();
+    let threads: Vec<_> = (0..5)
+        .map(|_| {
+            let client = Arc::clone(&client);
+            thread::spawn(move || lost(client.reset()))
+        })
+        .collect();
+    for thread in threads {
+        assert!(thread.join().unwrap().contains("hung up"));
+    }
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_server_that_does_not_accept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
