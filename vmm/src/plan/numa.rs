@@ -193,7 +193,7 @@ fn kernel(isa: Isa) -> Kernel {
 
 /// The node that takes in what no node was given: the lowest one with CPUs or else with RAM, or else
 /// the lowest.
-fn home(config: &[NumaConfig]) -> Option<u32> {
+pub(super) fn home(config: &[NumaConfig]) -> Option<u32> {
     let lowest = |suits: fn(&NumaConfig) -> bool| {
         let nodes = config.iter().filter(|node| suits(node));
         nodes.map(|node| node.guest_numa_id).min()

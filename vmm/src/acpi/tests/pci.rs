@@ -496,10 +496,7 @@ fn what_cannot_be_said_of_pci_is_refused() {
         });
         sample.try_encode().err().unwrap().to_string()
     };
-    for (on, device, bdf) in [
-        (1, 32, "0001:00:20.0"),
-        (0, 1, "0000:00:01.0"),
-    ] {
+    for (on, device, bdf) in [(1, 32, "0001:00:20.0"), (0, 1, "0000:00:01.0")] {
         assert_eq!(
             text(function(on, device, NVIDIA, vec![2])),
             format!(

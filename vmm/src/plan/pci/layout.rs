@@ -10,6 +10,7 @@ use super::facts;
 use super::windows::{self, Demand, TooSmall};
 use super::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
 use crate::config::{DeviceConfig, GenericInitiator, UserDeviceConfig, VmConfig};
+use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
 
 /// Windows below 4 GiB are multiples of this, in bytes.
@@ -141,7 +142,10 @@ fn empty_segment(isa: Isa, number: u16, config: &VmConfig) -> SegmentPlan {
             size: x86_64::layout::PCI_PORTS_SIZE,
         }),
         intx,
-        numa_node: node.map(|node| node.guest_numa_id),
+        // Linux complains of a bus that is nowhere where there are nodes.
+        numa_node: node
+            .map(|node| node.guest_numa_id)
+            .or_else(|| numa::home(&config.numa)),
         functions: Vec::new(),
     }
 }

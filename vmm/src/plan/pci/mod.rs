@@ -36,7 +36,7 @@ pub struct SegmentPlan {
     pub io: Option<IoWindow>,
     /// Wired interrupts: pin `p` of device `d`, both from 0, is `intx[(d + p) % intx.len()]`.
     pub intx: Vec<Gsi>,
-    /// NUMA node of the devices on it, `_PXM`.
+    /// NUMA node of the devices on it, `_PXM`; none where there are no nodes.
     pub numa_node: Option<u32>,
     /// Functions on its bus other than the bridge, by ascending device numbers.
     pub functions: Vec<FunctionPlan>,
