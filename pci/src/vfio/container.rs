@@ -99,7 +99,7 @@ impl Membership {
     }
 
     /// The files of these groups, if all of them are in the container.
-    pub fn files_of(&self, groups: &[u32]) -> Option<Vec<Arc<OwnedFd>>> {
+    pub fn files_of(&self, groups: &BTreeSet<u32>) -> Option<Vec<Arc<OwnedFd>>> {
         let state = self.container.lock();
         let files = groups.iter().map(|group| state.groups.get(group));
         files

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,8 +17,8 @@ use vfio_bindings::bindings::vfio::{
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::container::Membership;
-use super::info::{RegionInfo, reset_groups};
-use super::sysfs::HostDevice;
+use super::info::{RegionInfo, ResetSet};
+use super::sysfs::{HostDevice, are_passed_through};
 use super::{OpenError, sys};
 use crate::device::{Device, DeviceError, DeviceRegion, IrqKind, region};
 
@@ -28,6 +29,8 @@ use crate::device::{Device, DeviceError, DeviceRegion, IrqKind, region};
 #[derive(Debug)]
 pub struct VfioDevice {
     file: Arc<OwnedFd>,
+    /// Its folder in sysfs.
+    path: PathBuf,
     driver: String,
     regions: Vec<Placed>,
     irqs: BTreeMap<u32, Irqs>,
@@ -114,6 +117,7 @@ impl VfioDevice {
         }
         Ok(Self {
             file,
+            path: path.clone(),
             driver: device.driver.clone(),
             regions,
             irqs,
@@ -222,12 +226,15 @@ impl VfioDevice {
         }
     }
 
-    /// The files of all groups that are reset with this device, if all are ours.
+    /// The files of all groups that are reset with this device, if all are ours and all their
+    /// devices are in VFIO's hands: one that has no driver would be reset by surprise too, and the
+    /// kernel refuses.
     fn reset_set(&self) -> Option<Vec<Arc<OwnedFd>>> {
         let bytes = sys::hot_reset_info(&self.file).ok()?;
-        let groups = reset_groups(&bytes).ok()??;
+        let ResetSet { groups, names } = ResetSet::parse(&bytes).ok()??;
         let files = lock(&self.membership).as_ref()?.files_of(&groups)?;
-        (!files.is_empty()).then_some(files)
+        let possible = !files.is_empty() && are_passed_through(&self.path, &names);
+        possible.then_some(files)
     }
 }
 
@@ -375,7 +382,7 @@ impl Device for VfioDevice {
     }
 
     /// A device that cannot be reset by itself is reset with all others on its bus or slot, if all of
-    /// these belong to groups of the same container.
+    /// these are bound to drivers that pass them through and belong to groups of the same container.
     fn reset(&self) -> Result<(), DeviceError> {
         if self.resettable {
             return sys::reset(&self.file).map_err(|error| self.error(error));

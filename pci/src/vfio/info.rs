@@ -1,5 +1,6 @@
 //! What the kernel says of IOMMUs, regions and resets, read from bytes.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
@@ -260,25 +261,39 @@ impl RegionInfo {
     }
 }
 
-/// The IOMMU groups of the devices that are reset together, from `vfio_pci_hot_reset_info`; `None`
-/// if the kernel speaks of devices in other terms.
-pub fn reset_groups(bytes: &[u8]) -> Result<Option<Vec<u32>>, InfoError> {
-    type Device = vfio_pci_dependent_device;
-    let bytes = Bytes(bytes);
-    let flags = bytes.u32(offset_of!(vfio_pci_hot_reset_info, flags))?;
-    if flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID != 0 {
-        return Ok(None);
+/// The devices that are reset together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResetSet {
+    /// Their IOMMU groups.
+    pub groups: BTreeSet<u32>,
+    /// What the kernel calls them, such as `0000:01:00.0`.
+    pub names: Vec<String>,
+}
+
+impl ResetSet {
+    /// Reads `vfio_pci_hot_reset_info`; `None` if the kernel speaks of devices in other terms.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, InfoError> {
+        type Device = vfio_pci_dependent_device;
+        let bytes = Bytes(bytes);
+        let flags = bytes.u32(offset_of!(vfio_pci_hot_reset_info, flags))?;
+        if flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID != 0 {
+            return Ok(None);
+        }
+        let count = bytes.u32(offset_of!(vfio_pci_hot_reset_info, count))?;
+        let devices = offset_of!(vfio_pci_hot_reset_info, devices);
+        let mut set = Self::default();
+        for device in bytes.elements(devices, count, size_of::<Device>())? {
+            // The union with the group's number is first.
+            set.groups.insert(device.u32(0)?);
+            let segment = device.u16(offset_of!(Device, segment))?;
+            let [bus] = device.array(offset_of!(Device, bus))?;
+            let [devfn] = device.array(offset_of!(Device, devfn))?;
+            let (number, function) = (devfn >> 3, devfn & 7);
+            set.names
+                .push(format!("{segment:04x}:{bus:02x}:{number:02x}.{function}"));
+        }
+        Ok(Some(set))
     }
-    let count = bytes.u32(offset_of!(vfio_pci_hot_reset_info, count))?;
-    let devices = offset_of!(vfio_pci_hot_reset_info, devices);
-    let devices = bytes.elements(devices, count, size_of::<Device>())?;
-    let mut groups = devices
-        // The union with the group's number is first.
-        .map(|device| device.u32(0))
-        .collect::<Result<Vec<_>, _>>()?;
-    groups.sort_unstable();
-    groups.dedup();
-    Ok(Some(groups))
 }
 
 #[cfg(test)]
@@ -430,16 +445,19 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_a_reset_are_told_once() {
+    fn devices_of_a_reset_are_told_with_their_groups() {
         let mut bytes = [0, 0, 3].map(u32::to_ne_bytes).concat();
-        for (group, function) in [(7_u32, 0), (5, 1), (7, 2)] {
+        for (group, bus, devfn) in [(7_u32, 0, 0), (5, 0x3a, 0xff), (7, 0, 1)] {
             bytes.extend(group.to_ne_bytes());
-            bytes.extend([0, 0, 1, function]);
+            bytes.extend(0x1234_u16.to_ne_bytes());
+            bytes.extend([bus, devfn]);
         }
-        assert_eq!(reset_groups(&bytes), Ok(Some(vec![5, 7])));
-        assert!(reset_groups(&bytes[..bytes.len() - 1]).is_err());
+        let set = ResetSet::parse(&bytes).unwrap().unwrap();
+        assert_eq!(set.groups, BTreeSet::from([5, 7]));
+        assert_eq!(set.names, ["1234:00:00.0", "1234:3a:1f.7", "1234:00:00.1"]);
+        assert!(ResetSet::parse(&bytes[..bytes.len() - 1]).is_err());
         bytes[4] = 1;
-        assert_eq!(reset_groups(&bytes), Ok(None));
+        assert_eq!(ResetSet::parse(&bytes), Ok(None));
     }
 
     proptest! {
@@ -465,7 +483,7 @@ mod tests {
                 prop_assert!(free <= region.size);
             }
             let _ = IommuInfo::parse(&bytes);
-            let _ = reset_groups(&bytes);
+            let _ = ResetSet::parse(&bytes);
         }
     }
 }

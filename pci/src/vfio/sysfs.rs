@@ -82,6 +82,16 @@ impl HostDevice {
     }
 }
 
+/// Whether the drivers of all these devices, by what the kernel calls them, pass them through.
+/// `device` is the folder of any PCI device.
+pub fn are_passed_through(device: &Path, names: &[String]) -> bool {
+    let all = device.join("subsystem/devices");
+    names.iter().all(|name| {
+        let folder = all.join(name);
+        link_name(&folder, "driver").is_some_and(|driver| is_vfio(&folder, &driver))
+    })
+}
+
 /// Whether a device's driver passes it through. Linux says so from 6.1 on; before, only the names of
 /// such drivers do.
 fn is_vfio(device: &Path, driver: &str) -> bool {
@@ -216,5 +226,28 @@ pub mod tests {
             found,
             ["0000:00:02.1 (snd_hda_intel)", "0000:00:02.3 (xhci_hcd)"]
         );
+    }
+
+    #[test]
+    fn devices_are_passed_through_if_all_are_bound() {
+        let sysfs = Sysfs::new();
+        let link = sysfs.add("0000:00:02.0", Some("vfio-pci"), Some("1"));
+        sysfs.add("0000:00:02.1", Some("vfio-pci"), Some("1"));
+        sysfs.add("0000:00:02.2", None, Some("1"));
+        sysfs.add("0000:00:02.3", Some("pci-stub"), Some("1"));
+        let folder = HostDevice::find(&link).unwrap().path;
+        for (others, expected) in [
+            (vec![], true),
+            (vec![1], true),
+            (vec![1, 2], false),
+            (vec![3], false),
+            (vec![4], false),
+        ] {
+            let names = [0].into_iter().chain(others);
+            let names: Vec<_> = names
+                .map(|function| format!("0000:00:02.{function}"))
+                .collect();
+            assert_eq!(are_passed_through(&folder, &names), expected, "{names:?}");
+        }
     }
 }

@@ -321,6 +321,12 @@ impl Builder<'_> {
                     return Err(DeviceError::Reset { id, source });
                 }
             }
+        } else {
+            log::warn!(
+                "device {id} cannot be reset, so the guest finds in it what was there before: where it \
+                 has no reset of its own, all devices that are reset with it have to be bound to \
+                 vfio-pci, and none of them may be in use elsewhere"
+            );
         }
         let intx = match segment.gsi(bdf.device, 0).filter(|_| facts.intx) {
             None => None,
