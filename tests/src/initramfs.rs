@@ -27,6 +27,7 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
 pub struct Initramfs {
     script: String,
     modules: Vec<String>,
+    drivers: bool,
 }
 
 impl Initramfs {
@@ -35,12 +36,20 @@ impl Initramfs {
         Self {
             script: format!("{script}\n"),
             modules: Vec::new(),
+            drivers: false,
         }
     }
 
     /// Adds a kernel module of `tests/modules`, which the script finds as `/lib/<name>.ko`.
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Adds the kernel's own drivers of devices that are passed through (`scripts/lab/fetch`), for
+    /// the script to `modprobe`: `nvme` and `igb`.
+    pub fn drivers(mut self) -> Self {
+        self.drivers = true;
         self
     }
 
@@ -72,8 +81,12 @@ impl Initramfs {
         for name in &self.modules {
             archive.file(&format!("/lib/{name}.ko"), 0o644, &read(&lab.module(name))?);
         }
-        std::fs::write(path, archive.finish())
-            .with_context(|| format!("cannot write {}", path.display()))
+        let mut bytes = archive.finish();
+        if self.drivers {
+            // The kernel unpacks archives that follow each other one after the other.
+            bytes.extend(read(&lab.asset("guest.cpio"))?);
+        }
+        std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

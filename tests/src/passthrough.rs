@@ -64,13 +64,18 @@ impl HostDevice {
         )
     }
 
-    fn bind(self) -> Result<()> {
+    /// Binds it to a driver, which it stays with until it is unbound. Nobody else has it as long as a
+    /// test has [`PassedThrough`] devices.
+    ///
+    /// # Errors
+    /// If the driver does not take it, or another one has it.
+    pub fn bind(self, driver: &str) -> Result<()> {
         let path = self.path()?;
-        write(&path.join("driver_override"), "vfio-pci")?;
+        write(&path.join("driver_override"), driver)?;
         write(&Path::new(PCI).join("drivers_probe"), &name(&path))?;
         ensure!(
-            fs::read_link(path.join("driver")).is_ok_and(|driver| driver.ends_with("vfio-pci")),
-            "vfio-pci did not take {}",
+            fs::read_link(path.join("driver")).is_ok_and(|link| link.ends_with(driver)),
+            "{driver} did not take {}",
             path.display()
         );
         Ok(())
@@ -107,7 +112,7 @@ impl PassedThrough {
         for device in devices {
             // First, so that it is unbound even if it was not bound well.
             taken.devices.push(*device);
-            device.bind()?;
+            device.bind("vfio-pci")?;
         }
         Ok(taken)
     }

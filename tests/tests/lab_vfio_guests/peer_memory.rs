@@ -1,0 +1,106 @@
+//! Memory of one device as the other's buffers: what a guest takes into a NUMA node as RAM is RAM to
+//! a device of the host, too.
+//!
+//! The memory is the simulated device's, and a file lies in it. The guest swaps the file out to the
+//! disk, which fetches the pages from that memory, and in again, which has the disk put them
+//! there; for the file's policy allows no other memory.
+
+use anyhow::{Context as _, Result, ensure};
+use tests::coherent_device::Options;
+use tests::passthrough::{HostDevice, PassedThrough};
+use tests::{CMDLINE, CoherentDevice, Initramfs, Report, Vmm};
+
+use crate::{COMMANDS, device, text};
+
+const NODE_SIZE: u64 = 128 << 20;
+const FILE_SIZE: u64 = 24 << 20;
+const PAGE: u64 = 4096;
+
+const SCRIPT: &str = r#"
+coherent=$(device 0x10de 0x2342)
+section drivers modprobe nvme
+section disk appears $disk
+insmod /lib/coherent_memory.ko
+echo "$NODE_SIZE" >"$coherent/coherent_memory/add"
+node=$(awk '$1 == 2 { print $2 }' "$coherent/coherent_memory/nodes")
+counters() {
+    cat /proc/sys/vm/stat_refresh
+    grep -E ' Shmem:' "/sys/devices/system/node/node$node/meminfo"
+    grep -E '^pswp' /proc/vmstat
+}
+
+mkdir /mnt /groups
+mount -t cgroup2 none /groups
+echo +memory >/groups/cgroup.subtree_control
+mkdir /groups/file
+mount -t tmpfs -o "mpol=bind:$node" none /mnt
+mkswap $disk >/dev/null
+section swap swapon $disk
+dd if=/dev/urandom of=/tmp/file bs=1M count="$FILE_MIB" 2>/dev/null
+section original sh -c 'md5sum </tmp/file'
+# What a group reclaims is what it has written.
+sh -c 'echo $$ >/groups/file/cgroup.procs; cat /tmp/file >/mnt/file'
+section there counters
+echo "$((FILE_MIB + 4))M" >/groups/file/memory.reclaim 2>/dev/null
+section out counters
+section copy sh -c 'md5sum </mnt/file'
+section in counters
+section complaints sh -c "dmesg -r | grep -E '^<[0-4]>' | grep -iE 'nvme|swap|cut here' || true"
+"#;
+
+fn run(options: &[&str]) -> Result<Report> {
+    let host = PassedThrough::take(&[HostDevice::Nvme])?;
+    let coherent = CoherentDevice::start(Options::default())?;
+    let script = format!(
+        "NODE_SIZE={NODE_SIZE} FILE_MIB={}\n{COMMANDS}{SCRIPT}",
+        FILE_SIZE >> 20
+    );
+    let initramfs = Initramfs::new(&script).module("coherent_memory").drivers();
+    // Blocks that came online in another zone might never leave.
+    let cmdline = format!("{CMDLINE} memhp_default_state=online_movable");
+    let socket = coherent.socket().display();
+    let report = Vmm::boot(&initramfs, &cmdline)?
+        .args(["--memory", "size=512M,shared=on", "--numa"])
+        .args([
+            "guest_numa_id=0,cpus=[0],memory_zones=[mem0]",
+            "guest_numa_id=2",
+        ])
+        .args(["--device", &device(HostDevice::Nvme, "")?])
+        .args([
+            "--user-device",
+            &format!("socket={socket},guest_numa_ids=[2]"),
+        ])
+        .args(options)
+        .run()?
+        .report()?;
+    drop(host);
+    Ok(report)
+}
+
+/// A counter of a section: "Node 2 Shmem: 24576 kB" or "pswpin 12".
+fn counter(report: &Report, section: &str, name: &str) -> Result<u64> {
+    let text = report.text(section)?;
+    let mut words = text.split_whitespace().skip_while(|word| *word != name);
+    let value = words.nth(1).with_context(|| format!("no {name}: {text}"))?;
+    Ok(value.parse()?)
+}
+
+#[test]
+fn a_disk_reaches_the_memory_of_another_device() -> Result<()> {
+    let report = run(&[])?;
+    report.text("swap")?;
+    assert_eq!(counter(&report, "there", "Shmem:")?, FILE_SIZE >> 10);
+    assert_eq!(counter(&report, "there", "pswpout")?, 0);
+    // Most of it went, and came back.
+    let most = FILE_SIZE / PAGE * 3 / 4;
+    let out = counter(&report, "out", "pswpout")?;
+    ensure!(out >= most, "{out}");
+    let left = counter(&report, "out", "Shmem:")?;
+    ensure!(left <= FILE_SIZE / 4 >> 10, "{left} kB");
+    assert_eq!(text(&report, "copy")?, text(&report, "original")?);
+    let came = counter(&report, "in", "pswpin")?;
+    ensure!(came >= most, "{came}");
+    assert_eq!(counter(&report, "in", "Shmem:")?, FILE_SIZE >> 10);
+    assert_eq!(text(&report, "complaints")?, "");
+    Ok(())
+}
