@@ -85,9 +85,20 @@ until [ "$(cat "$card/net/eth0/carrier" 2>/dev/null)" = 1 ] || [ $tries = 100 ];
 done
 section card/carrier cat "$card/net/eth0/carrier"
 ip addr add 10.1.1.1/24 dev eth0
-arping -q -c 3 -w 4 -I eth0 10.1.1.2
+send
 section card/sent cat "$card/net/eth0/statistics/tx_packets"
 section card/interrupts interrupts eth0
+
+# Interrupts to the other CPU: the message changes under a device that works.
+to_cpu() { for irq in $(sed -n 's/^ *\([0-9]*\):.* eth0-tx-.*/\1/p' /proc/interrupts); do
+    echo "$1" >"/proc/irq/$irq/smp_affinity"
+done; }
+for cpu in 0 1; do
+    to_cpu $((1 << cpu))
+    section card/cpu$cpu/before interrupts eth0-tx
+    send
+    section card/cpu$cpu/after interrupts eth0-tx
+done
 
 # The memory: registers, smaller than a page, and a large BAR.
 echo 1 >"$memory/enable"
@@ -133,10 +144,19 @@ section rescan drivers
 section rescan/disk sum_of_disk "$DATA" "$DATA_MIB"
 section rescan/address cat "$card/net/eth0/address"
 
+# Resets of functions, under their drivers.
+section reset sh -c "echo 1 >$nvme/reset && echo 1 >$card/reset"
+section reset/disk sum_of_disk "$DATA" "$DATA_MIB"
+section reset/address cat "$card/net/eth0/address"
+section reset/interrupts interrupts nvme
+
 # The first boot is over.
 yes MARK | head -c 1048576 >/tmp/mark
 write_disk /tmp/mark "$MARK"
 section complaints sh -c "dmesg -r | grep -E '^<[0-4]>' | grep -E 'nvme|igb|0000:00:0|cut here' || true"
+# Devices that are at work when the guest resets.
+ip link set eth0 up
+while read_disk 0 16 >/dev/null; do :; done &
 sleep 1
 reboot -f
 sleep 1000
@@ -172,7 +192,8 @@ static REPORT: SharedReport = SharedReport::new(|| {
         .args(["--device", &device(HostDevice::Nvme, "")?])
         .args(["--device", &device(HostDevice::SharedMemory, &nodes)?])
         .args(["--device", &device(HostDevice::Edu, "")?])
-        .arg(device(HostDevice::NetworkCard, "")?)
+        .arg(device(HostDevice::NetworkCard, ",pci_segment=1")?)
+        .args(["--platform", "num_pci_segments=2"])
         .timeout(Duration::from_secs(30))
         .run()?
         .report()?;
@@ -263,7 +284,7 @@ fn pattern() -> Vec<u64> {
 
 /// Message-signalled interrupts with a table, as either architecture calls them.
 fn is_msix(chip: &str) -> bool {
-    chip.contains("MSIX-0000:00:")
+    chip.contains("MSIX-000")
 }
 
 #[test]
@@ -316,6 +337,24 @@ fn a_network_card_sends() -> Result<()> {
 }
 
 #[test]
+fn interrupts_follow_the_guest_to_another_cpu() -> Result<()> {
+    let report = REPORT.get()?;
+    let counts = |cpu: usize, moment: &str| -> Result<u64> {
+        let text = report.text(&format!("card/cpu{cpu}/{moment}"))?;
+        let count = |line: &str| line.split_whitespace().nth(1 + cpu)?.parse::<u64>().ok();
+        let counts = text
+            .lines()
+            .map(|line| count(line).with_context(|| line.to_owned()));
+        counts.sum()
+    };
+    for cpu in [0, 1] {
+        let (before, after) = (counts(cpu, "before")?, counts(cpu, "after")?);
+        ensure!(after >= before + 3, "CPU {cpu}: {before} {after}");
+    }
+    Ok(())
+}
+
+#[test]
 fn memory_is_that_of_the_device() -> Result<()> {
     let report = REPORT.get()?;
     // Trapped, since it is smaller than a page.
@@ -358,13 +397,30 @@ fn a_bar_answers_where_the_guest_puts_it_and_nowhere_else() -> Result<()> {
 #[test]
 fn devices_that_were_removed_are_found_again() -> Result<()> {
     let report = REPORT.get()?;
-    // The bridge, the memory and its neighbour stayed.
-    assert_eq!(text(report, "gone/devices")?, "3");
+    // Two bridges, the memory and its neighbour stayed.
+    assert_eq!(text(report, "gone/devices")?, "4");
     report.text("rescan")?;
     assert_eq!(text(report, "rescan/disk")?, text(report, "original")?);
     assert_eq!(
         text(report, "rescan/address")?,
         text(report, "card/address")?
+    );
+    Ok(())
+}
+
+#[test]
+fn functions_are_reset_under_their_drivers() -> Result<()> {
+    let report = REPORT.get()?;
+    report.text("reset")?;
+    assert_eq!(text(report, "reset/disk")?, text(report, "original")?);
+    assert_eq!(
+        text(report, "reset/address")?,
+        text(report, "card/address")?
+    );
+    let interrupts = interrupts(report, "reset/interrupts")?;
+    ensure!(
+        interrupts.iter().all(|(_, chip)| is_msix(chip)),
+        "{interrupts:?}"
     );
     Ok(())
 }

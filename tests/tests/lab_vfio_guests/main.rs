@@ -36,6 +36,11 @@ read_disk() { dd if=$disk iflag=direct bs=256k skip=$(($1 * 4)) count=$(($2 * 4)
 sum_of_disk() { read_disk "$1" "$2" | md5sum; }
 # A file written past the page cache, to an offset in MiB.
 write_disk() { dd if="$1" of=$disk oflag=direct bs=256k seek=$(($2 * 4)) conv=notrunc 2>/dev/null; }
+# Three packets to nobody, through the network card.
+send() {
+    for packet in 1 2 3; do arping -q -c 1 -w 1 -I eth0 10.1.1.2 & done
+    wait
+}
 "#;
 
 /// Values of `--device`, one for each of them, followed by what is wanted of it.
