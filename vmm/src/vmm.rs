@@ -122,6 +122,11 @@ impl Vmm {
         for warning in plan.warnings() {
             log::warn!("{warning}");
         }
+        if !config.platform.vfio_p2p_dma {
+            for warning in plan.isolation_warnings() {
+                log::warn!("{warning}");
+            }
+        }
         let mut events = EventManager::new().map_err(VmmError::Loop)?;
         let consoles = open_consoles(&config, &mut events)?;
         let (sender, requests) = mpsc::channel();

@@ -32,6 +32,28 @@ impl Plan {
         warnings.extend(segments.flat_map(claimed_initiators));
         warnings
     }
+
+    /// What comes of `--platform vfio_p2p_dma=off`.
+    pub fn isolation_warnings(&self) -> Vec<String> {
+        let segments = self.pci.iter().flat_map(|pci| &pci.segments);
+        let functions: Vec<_> = segments.flat_map(|segment| &segment.functions).collect();
+        // Alone, a device reaches all that there is.
+        let others = functions.len() > 1;
+        let functions = functions.into_iter().filter(|_| others);
+        functions.filter_map(unreachable_memory).collect()
+    }
+}
+
+/// A driver may take memory of a device for RAM of its nodes, and buffers are anywhere in RAM. Not every
+/// device says so when it reaches nothing: what it writes is lost, and what it reads is anything.
+fn unreachable_memory(function: &FunctionPlan) -> Option<String> {
+    let FunctionPlan { id, nodes, .. } = function;
+    let nodes = super::ranges(&nodes.as_ref()?.ids);
+    Some(format!(
+        "other devices cannot reach the memory of device {id}, which the guest may use as RAM of \
+         nodes {nodes}: buffers there lose their data, and the guest may never hear of it. Drop \
+         vfio_p2p_dma=off, or pass no other device through"
+    ))
 }
 
 /// A package with CPUs in two nodes, if there is one.
@@ -180,4 +202,52 @@ fn fewer_nodes(nodes: &[NodePlan]) -> Option<String> {
     let others = nodes.iter().filter(|node| node.device.is_none()).count();
     let each = ARM64_NODES.checked_sub(others)?.checked_div(owners.len())?;
     (each > 0).then(|| format!("; with {each} nodes at most for each device there would be room"))
+}
+
+#[cfg(test)]
+mod tests {
+    use pci::config_space::Identity;
+    use pci::{Bdf, DeviceFacts};
+
+    use super::*;
+    use crate::plan::pci::DeviceNodes;
+
+    #[test]
+    fn memory_that_may_become_ram_is_warned_of() {
+        let mut function = FunctionPlan {
+            id: "gpu".to_owned(),
+            bdf: Bdf {
+                segment: 0,
+                device: 1,
+            },
+            facts: DeviceFacts {
+                identity: Identity {
+                    vendor: 0x10de,
+                    device: 0x2342,
+                    revision: 0,
+                    class: 0x03_02_00,
+                    subsystem_vendor: 0,
+                    subsystem: 0,
+                },
+                bars: Vec::new(),
+                intx: false,
+                coherent: None,
+                driver: None,
+            },
+            bars: Vec::new(),
+            source: crate::plan::FunctionSource::Reserved,
+            nodes: None,
+        };
+        assert_eq!(unreachable_memory(&function), None);
+        function.nodes = Some(DeviceNodes {
+            ids: vec![2, 3, 4],
+            dsd: true,
+            generic_initiators: false,
+            auto: true,
+        });
+        let warning = unreachable_memory(&function).unwrap();
+        assert!(warning.contains("device gpu"), "{warning}");
+        assert!(warning.contains("nodes 2-4"), "{warning}");
+        assert!(warning.contains("vfio_p2p_dma=off"), "{warning}");
+    }
 }
