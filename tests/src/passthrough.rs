@@ -18,7 +18,7 @@ pub enum HostDevice {
     /// A network card (Intel 82576) that is connected to nothing: several BARs, I/O ports among
     /// them, and MSI-X interrupts that its registers send on demand.
     NetworkCard,
-    /// Memory (QEMU, docs/specs/ivshmem-spec.rst): BAR 0 is smaller than a page, BAR 2 has 64 MiB.
+    /// Memory (QEMU, docs/specs/ivshmem-spec.rst): BAR 0 is smaller than a page, BAR 2 has 128 MiB.
     SharedMemory,
     /// Made for teaching (QEMU, docs/specs/edu.rst): its registers send INTx or an MSI and copy by DMA. Function
     /// 1 beside [`SharedMemory`](Self::SharedMemory): both are in one IOMMU group, and are only reset together.

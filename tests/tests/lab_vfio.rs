@@ -293,11 +293,11 @@ fn a_large_bar_is_the_same_mapped_and_not() -> Result<()> {
     let container = Container::new()?;
     let device = open(&container, HostDevice::SharedMemory)?;
     let bar = device.region(2);
-    assert_eq!(bar.size, 64 << 20);
+    assert_eq!(bar.size, 128 << 20);
     assert_eq!(bar.mappable.len(), 1);
     assert_eq!(bar.mappable[0].size, bar.size);
     let mapped = map(&bar.mappable[0])?;
-    for offset in [0, 0x1008, (64 << 20) - 8] {
+    for offset in [0, 0x1008, (128 << 20) - 8] {
         let value = 0x0123_4567_89ab_cdef_u64 ^ offset;
         device.write(2, offset, &value.to_ne_bytes())?;
         assert_eq!(mapped.load::<u64>(offset as usize)?, value);

@@ -21,7 +21,7 @@ const DATA_MIB: u64 = 6;
 const PATTERN: [(u64, u64); 3] = [
     (0, 0x0123_4567_89ab_cdef),
     (0x1008, 0xfedc_ba98_7654_3210),
-    ((64 << 20) - 64, 0x5a5a_0ff0_a5a5_f00f),
+    ((128 << 20) - 64, 0x5a5a_0ff0_a5a5_f00f),
 ];
 const MOVED: [(u64, u64); 2] = [(0x20_0000, 0x1111_2222_3333_4444), (0x20_0008, 0x5555)];
 /// Proximity domains of the memory device.
