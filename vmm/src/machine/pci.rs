@@ -303,7 +303,7 @@ impl Builder<'_> {
             facts,
             bars,
             source,
-            nodes: _,
+            nodes,
         } = plan;
         if *facts != device.facts {
             return Err(DeviceError::Foreign { id: id.clone() });
@@ -345,10 +345,11 @@ impl Builder<'_> {
                 })
             }
         };
-        let space = Arc::new(self.space.of(Owner {
+        let owner = Owner {
             device: Arc::clone(&device.device),
             presence: Arc::clone(&device.presence),
-        }));
+        };
+        let space = Arc::new(self.space.of(owner, nodes.is_some()));
         let presence = Arc::clone(&device.presence);
         let wiring = Wiring {
             device: Arc::clone(&device.device),

@@ -14,6 +14,9 @@ use super::areas::{DeviceAreas, MappedRegion, Owner};
 use super::view::MemoryView;
 use crate::plan::GpaRange;
 
+/// The smallest block that Linux takes as RAM, in bytes (SECTION_SIZE_BITS, with pages of 4 KiB).
+const MEMORY_BLOCK: u64 = 128 << 20;
+
 /// The address spaces of one machine.
 #[derive(Clone)]
 pub struct GuestSpace(Arc<Inner>);
@@ -80,11 +83,13 @@ impl GuestSpace {
         }))
     }
 
-    /// The same for one device, which may have to be let go of.
-    pub fn of(&self, owner: Owner) -> FunctionSpace {
+    /// The same for one device, which may have to be let go of. `has_nodes` is whether it has NUMA
+    /// nodes: then its memory may become RAM of the guest.
+    pub fn of(&self, owner: Owner, has_nodes: bool) -> FunctionSpace {
         FunctionSpace {
             space: Arc::clone(&self.0),
             owner,
+            has_nodes,
             placed: Mutex::default(),
         }
     }
@@ -94,6 +99,7 @@ impl GuestSpace {
 pub struct FunctionSpace {
     space: Arc<Inner>,
     owner: Owner,
+    has_nodes: bool,
     placed: Mutex<Vec<Weak<Placed>>>,
 }
 
@@ -117,6 +123,7 @@ impl AddressSpace for FunctionSpace {
         };
         let placed = Arc::new(Placed {
             space: Arc::clone(&self.space),
+            has_nodes: self.has_nodes,
             kind: space,
             region,
             mapping,
@@ -162,6 +169,7 @@ impl Slots {
 
 struct Placed {
     space: Arc<Inner>,
+    has_nodes: bool,
     kind: Space,
     region: Arc<dyn Region>,
     /// Host addresses of its areas.
@@ -276,13 +284,15 @@ impl Placed {
                 return Err(error);
             }
             if self.space.peer_to_peer {
-                self.space.view.add(DmaArea {
+                let may_be_ram = self.has_nodes && area.size >= MEMORY_BLOCK;
+                let area = DmaArea {
                     gpa,
                     size: area.size,
                     host_address: host_address as usize,
                     file: shareable(&area.file).then(|| (Arc::clone(&area.file), area.file_offset)),
                     writable: area.writable,
-                });
+                };
+                self.space.view.add(area, may_be_ram);
             }
         }
         Ok(place)

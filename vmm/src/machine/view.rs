@@ -90,14 +90,24 @@ impl MemoryView {
             .retain(|target| !is_same(&target.device, device));
     }
 
-    /// Adds memory of a device. Others that cannot reach it do without.
-    pub fn add(&self, area: DmaArea) {
+    /// Adds memory of a device. Others that cannot reach it do without, which matters if it `may_be_ram`:
+    /// then a guest has buffers there that they lose the data of.
+    pub fn add(&self, area: DmaArea, may_be_ram: bool) {
         let mut inner = self.lock();
         let DmaArea { gpa, size, .. } = area;
+        let level = match may_be_ram {
+            true => log::Level::Warn,
+            false => log::Level::Info,
+        };
         for target in &mut inner.targets {
             if let Err(error) = target.map(&area) {
-                log::info!(
-                    "a device cannot reach the {size:#x} bytes of another at {gpa:#x}: {error}"
+                log::log!(
+                    level,
+                    "a device cannot reach the {size:#x} bytes of another at {gpa:#x}{}: {error}",
+                    match may_be_ram {
+                        true => ", which the guest may use as RAM",
+                        false => "",
+                    }
                 );
             }
         }
@@ -175,7 +185,7 @@ mod tests {
         let view = MemoryView::new(vec![area(0, 0x1000), area(0x10000, 0x2000)]);
         let (early, late) = (Arc::new(Device::default()), Arc::new(Device::default()));
         view.add_target(early.clone()).unwrap();
-        view.add(area(0x8000, 0x1000));
+        view.add(area(0x8000, 0x1000), false);
         view.add_target(late.clone()).unwrap();
         assert_eq!(
             late.has(),
@@ -198,7 +208,7 @@ mod tests {
         }
         let first: Arc<dyn DmaTarget> = devices[0].clone();
         view.remove_target(&first);
-        view.add(area(0x8000, 0x1000));
+        view.add(area(0x8000, 0x1000), false);
         assert_eq!(devices[0].has(), []);
         assert_eq!(devices[1].has(), [(0, 0x1000), (0x8000, 0x1000)]);
     }
@@ -216,7 +226,7 @@ mod tests {
         let view = MemoryView::new(vec![area(0, 0x1000)]);
         let device = Device::refusing(0x8000);
         view.add_target(device.clone()).unwrap();
-        view.add(area(0x8000, 0x1000));
+        view.add(area(0x8000, 0x1000), false);
         view.remove(0x8000);
         assert_eq!(device.has(), [(0, 0x1000)]);
     }
