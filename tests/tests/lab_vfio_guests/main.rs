@@ -5,6 +5,7 @@
 
 mod devices;
 mod peer_memory;
+mod reboots;
 mod refusals;
 mod wired;
 
