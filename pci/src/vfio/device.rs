@@ -422,6 +422,7 @@ mod tests {
         let file = Arc::new(OwnedFd::from(writer));
         let device = VfioDevice {
             file: Arc::clone(&file),
+            path: PathBuf::new(),
             driver: String::new(),
             regions: vec![Placed {
                 region: DeviceRegion {
