@@ -59,10 +59,35 @@ section in counters
 section complaints sh -c "dmesg -r | grep -E '^<[0-4]>' | grep -iE 'nvme|swap|cut here' || true"
 "#;
 
-/// A guest with the disk, a node without memory, and what `options` say; `give` gives the node memory.
-fn guest(give: &str, options: &[&str]) -> Result<Outcome> {
+/// The file in the node goes to the disk and comes back through the page cache, and then by way of
+/// programs whose buffers can be nowhere but in the node, without it.
+const BUFFERS: &str = r#"
+swapoff $disk
+section buffered/write sh -c "dd if=/mnt/file of=$disk bs=1M conv=fsync 2>&1"
+echo 3 >/proc/sys/vm/drop_caches
+section buffered/read sh -c "dd if=$disk of=/mnt/again bs=1M count=$FILE_MIB 2>&1"
+section buffered/copy sh -c "md5sum </mnt/again"
+section buffered/there counters
+dd if=/dev/zero of=$disk bs=1M count="$FILE_MIB" conv=fsync 2>/dev/null
+umount /mnt
+echo +cpuset >/groups/cgroup.subtree_control
+mkdir /groups/buffers
+echo "$node" >/groups/buffers/cpuset.mems
+hits() { sed -n 's/^numa_hit /hits /p' "/sys/devices/system/node/node$node/numastat"; }
+in_node() { sh -c "echo \$\$ >/groups/buffers/cgroup.procs; exec $1"; }
+section direct/before hits
+section direct/write in_node "dd if=/tmp/file of=$disk bs=8M oflag=direct"
+section direct/written hits
+section direct/read in_node "dd if=$disk of=/tmp/again bs=8M count=$((FILE_MIB / 8)) iflag=direct"
+section direct/there hits
+section direct/copy sh -c "md5sum </tmp/again"
+"#;
+
+/// A guest with the disk, a node without memory, and what `options` say; `give` gives the node memory,
+/// and `more` is what it does in the end.
+fn guest(give: &str, more: &str, options: &[&str]) -> Result<Outcome> {
     let script = format!(
-        "NODE_SIZE={NODE_SIZE} FILE_MIB={}\n{COMMANDS}{give}{SCRIPT}",
+        "NODE_SIZE={NODE_SIZE} FILE_MIB={}\n{COMMANDS}{give}{SCRIPT}{more}",
         FILE_SIZE >> 20
     );
     let initramfs = Initramfs::new(&script)
@@ -86,7 +111,7 @@ fn simulated(options: &[&str]) -> Result<Outcome> {
     let socket = coherent.socket().display();
     let device = format!("socket={socket},guest_numa_ids=[2]");
     let options = [&["--user-device", &device], options].concat();
-    guest(SIMULATED, &options)
+    guest(SIMULATED, BUFFERS, &options)
 }
 
 /// A counter of a section: "Node 2 Shmem: 24576 kB" or "pswpin 12".
@@ -116,9 +141,38 @@ fn check(report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// What went through buffers in the node is what there was, and they were there.
+fn check_buffers(report: &Report) -> Result<()> {
+    for section in [
+        "buffered/write",
+        "buffered/read",
+        "direct/write",
+        "direct/read",
+    ] {
+        report.text(section)?;
+    }
+    let original = text(report, "original")?;
+    assert_eq!(text(report, "direct/copy")?, original);
+    assert_eq!(text(report, "buffered/copy")?, original);
+    assert_eq!(counter(report, "buffered/there", "Shmem:")?, FILE_SIZE >> 9);
+    // A buffer of 8 MiB.
+    let hits = |section| counter(report, section, "hits");
+    let buffer = (8 << 20) / PAGE;
+    for (before, after) in [
+        ("direct/before", "direct/written"),
+        ("direct/written", "direct/there"),
+    ] {
+        let more = hits(after)? - hits(before)?;
+        ensure!(more >= buffer, "{more} pages from {before} to {after}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_disk_reaches_the_memory_of_a_simulated_device() -> Result<()> {
-    check(&simulated(&[])?.report()?)
+    let report = simulated(&[])?.report()?;
+    check(&report)?;
+    check_buffers(&report)
 }
 
 /// The IOMMU maps what vfio-pci lets be mapped, as it does RAM. On aarch64 this memory is not cached: Linux lets
@@ -129,7 +183,7 @@ fn a_disk_reaches_the_memory_of_a_device_of_the_host() -> Result<()> {
     let _host =
         PassedThrough::take(&[HostDevice::Nvme, HostDevice::SharedMemory, HostDevice::Edu])?;
     let memory = device(HostDevice::SharedMemory, ",guest_numa_ids=[2]")?;
-    check(&guest(REAL, &[&memory])?.report()?)
+    check(&guest(REAL, "", &[&memory])?.report()?)
 }
 
 /// The switch does what it says, and the operator is told what that means: the disk cannot say that it did
