@@ -180,9 +180,11 @@ pub(crate) fn assert_tables(report: &Report) -> Result<()> {
     let mut names: Vec<&str> = report.names("acpi/").collect();
     names.sort_unstable();
     let expected: &[&str] = if cfg!(target_arch = "x86_64") {
-        &["APIC", "DSDT", "FACP", "SPCR"]
+        &["APIC", "DSDT", "FACP", "MCFG", "SPCR"]
     } else {
-        &["APIC", "DSDT", "FACP", "GTDT", "PPTT", "SPCR"]
+        &[
+            "APIC", "DSDT", "FACP", "GTDT", "IORT", "MCFG", "PPTT", "SPCR",
+        ]
     };
     assert_eq!(names, expected);
     for name in names {
@@ -205,9 +207,9 @@ fn no_kernel_complains_about_its_firmware() -> Result<()> {
 /// What the kernel holds against what we told it, in the report's section `complaints`: not against
 /// the CPU, which is the host's, nor against time that a busy host takes from it.
 pub(crate) fn assert_no_complaints(report: &Report) -> Result<()> {
-    const ABOUT_US: [&str; 15] = [
+    const ABOUT_US: [&str; 19] = [
         "acpi", "firmware", "dmi", "smbios", "efi", "madt", "pptt", "gtdt", "spcr", "srat", "slit",
-        "hmat", "numa", "node", "nodes",
+        "hmat", "numa", "node", "nodes", "pci", "ecam", "mcfg", "iort",
     ];
     let is_ours = |word: &str| ABOUT_US.contains(&word.to_lowercase().as_str());
     let complaints = report.text("complaints")?;
