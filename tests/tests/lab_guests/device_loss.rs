@@ -137,6 +137,7 @@ sleep 1000
 }
 
 #[test]
+#[ignore = "another guest for each way to go, run by scripts/test --full"]
 fn servers_that_go_or_are_silent_cost_their_devices_alone() -> Result<()> {
     const SCRIPT: &str = r#"
 insmod /lib/coherent_memory.ko
@@ -222,6 +223,7 @@ section unload rmmod coherent_memory
 }
 
 #[test]
+#[ignore = "a deadline to wait for, run by scripts/test --full"]
 fn a_silent_server_does_not_keep_the_vmm_from_ending() -> Result<()> {
     let device = CoherentDevice::start(Options {
         silent_after_doorbell: true,

@@ -86,6 +86,7 @@ fn devices_that_are_not_there_or_not_free() -> Result<()> {
 /// One guest is killed with the disk at work; the next one uses it. Beside it the next one has a device that
 /// cannot be reset, because its neighbour is not passed through.
 #[test]
+#[ignore = "three guests, run by scripts/test --full"]
 fn a_device_is_one_machines_until_that_ends() -> Result<()> {
     let _host = PassedThrough::take(&[HostDevice::Nvme, HostDevice::SharedMemory])?;
     let nvme = device(HostDevice::Nvme, "")?;
