@@ -349,7 +349,8 @@ fn interrupts_follow_the_guest_to_another_cpu() -> Result<()> {
     };
     for cpu in [0, 1] {
         let (before, after) = (counts(cpu, "before")?, counts(cpu, "after")?);
-        ensure!(after >= before + 3, "CPU {cpu}: {before} {after}");
+        // How many there are is up to the card, which makes one of several where the host is busy.
+        ensure!(after > before, "CPU {cpu}: {before} {after}");
     }
     Ok(())
 }
