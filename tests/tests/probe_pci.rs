@@ -190,6 +190,30 @@ fn no_bar_covers_ram_or_registers_of_the_machine() {
     assert_eq!(guest.run(&device()), expected);
 }
 
+/// Between the windows and what the machine has there is room that nobody answers in: a host bridge
+/// does not pass it on, whether registers or memory are to be there.
+#[test]
+fn no_bar_answers_outside_the_windows() {
+    const OUTSIDE: u64 = 0xf000_0000;
+    const BAR2: u64 = 0x18;
+    let mut guest = Guest::default();
+    guest.write_config(BAR0, OUTSIDE);
+    guest.write_config(BAR2, OUTSIDE + 0x0200_0000);
+    guest.write_config(BAR2 + 4, 0);
+    guest.write_config(COMMAND, MEMORY_DECODING);
+    guest.read(OUTSIDE);
+    guest.write(OUTSIDE + 0x0200_0000, 0x1234_5678);
+    guest.read(OUTSIDE + 0x0200_0000);
+    // Inside, both are there.
+    guest.write_config(BAR0, WINDOW);
+    guest.write_config(BAR2, WINDOW + 0x0200_0000);
+    guest.read(WINDOW);
+    guest.write(WINDOW + 0x0200_0000, 0x1234_5678);
+    guest.read(WINDOW + 0x0200_0000);
+    let expected = [NOBODY, NOBODY, BOOT_0, 0x1234_5678];
+    assert_eq!(guest.run(&device()), expected);
+}
+
 /// Whatever is written where, the machine goes on and the device is what it was.
 #[test]
 fn nonsense_in_configuration_space_changes_no_identity() {
