@@ -350,3 +350,21 @@ fn shareable(file: &Arc<OwnedFd>) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// A descriptor of a VFIO device is one of a kind of file that is no regular one.
+    #[test]
+    fn only_memory_files_are_given_to_other_processes() {
+        let memory = tempfile::tempfile().unwrap();
+        assert!(shareable(&Arc::new(memory.into())));
+        let device = File::open("/dev/null").unwrap();
+        assert!(!shareable(&Arc::new(device.into())));
+        let (pipe, _writer) = io::pipe().unwrap();
+        assert!(!shareable(&Arc::new(pipe.into())));
+    }
+}
