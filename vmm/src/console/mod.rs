@@ -32,6 +32,7 @@ mod tests;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
@@ -121,6 +122,8 @@ struct Shared {
     wake: EventFd,
     /// The device that takes input.
     sink: Mutex<Option<Arc<dyn InputSink>>>,
+    /// Whether it is given none for now.
+    held: AtomicBool,
     /// Where output goes.
     output: Output,
 }
@@ -141,6 +144,7 @@ impl Port {
         let shared = Shared {
             wake,
             sink: Mutex::new(None),
+            held: AtomicBool::new(false),
             output,
         };
         Ok(Self {
@@ -174,15 +178,45 @@ impl Port {
         self.shared.output.hang_up();
     }
 
+    /// Holds back input, which waits on the host, and makes output wait for nobody.
+    ///
+    /// For a machine that is to be paused, before vCPUs are interrupted: one that waits for a reader
+    /// leaves what is not read yet at its next signal, and [`Port::settle`] waits for that. To be called in the
+    /// thread of the event loop: input that another is about to deliver is still delivered.
+    pub fn hold(&self) {
+        self.shared.held.store(true, Ordering::Relaxed);
+        self.shared.output.hold();
+    }
+
+    /// Undoes [`Port::hold`].
+    pub fn go_on(&self) {
+        self.shared.output.go_on();
+        self.shared.held.store(false, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Waits for the reader of what the calling thread has left, as it would have done without
+    /// [`Port::hold`].
+    pub fn settle(&self) {
+        if let Err(error) = self.shared.output.settle() {
+            log::error!("output from before the pause is lost: {error}");
+        }
+    }
+
     /// A machine is about to run: empties the file, if the output goes to one and this is the first
-    /// time, and undoes [`Port::hang_up`].
+    /// time, and undoes [`Port::hang_up`] and [`Port::hold`].
     pub fn pick_up(&self) {
+        self.go_on();
         if let Err(error) = self.shared.output.pick_up() {
             log::warn!("the console's file keeps what was in it: {error}");
         }
     }
 
+    /// Who takes input now.
     fn sink(&self) -> Option<Arc<dyn InputSink>> {
+        if self.shared.held.load(Ordering::Relaxed) {
+            return None;
+        }
         lock(&self.shared.sink).clone()
     }
 

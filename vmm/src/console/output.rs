@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use super::{BACKLOG, file, lock};
@@ -29,7 +29,9 @@ impl Output {
         Self::Direct(Direct {
             file,
             closed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            left: Mutex::default(),
         })
     }
 
@@ -38,7 +40,9 @@ impl Output {
         Self::Direct(Direct {
             file,
             closed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             stale: AtomicBool::new(true),
+            left: Mutex::default(),
         })
     }
 
@@ -67,9 +71,33 @@ impl Output {
         }
     }
 
-    /// Makes writers wait again, after [`Output::hang_up`], and empties a stale file.
+    /// Makes writers no longer wait: they leave what would have to.
+    pub(super) fn hold(&self) {
+        if let Self::Direct(direct) = self {
+            direct.held.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes writers wait again, after [`Output::hold`].
+    pub(super) fn go_on(&self) {
+        if let Self::Direct(direct) = self {
+            direct.held.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what the calling thread has left.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        match self {
+            Self::Direct(direct) => direct.settle(),
+            Self::Discard | Self::Buffered(_) => Ok(()),
+        }
+    }
+
+    /// Makes writers wait again, after [`Output::hang_up`], and empties a stale file. What the last
+    /// machine has left is dropped.
     pub(super) fn pick_up(&self) -> io::Result<()> {
         if let Self::Direct(direct) = self {
+            *lock(&direct.left) = Left::default();
             direct.closed.store(false, Ordering::Relaxed);
             if direct.stale.swap(false, Ordering::Relaxed) {
                 file::truncate(&direct.file)?;
@@ -118,21 +146,84 @@ impl Output {
 pub(super) struct Direct {
     file: File,
     closed: AtomicBool,
+    /// Whether writers leave what nobody reads.
+    held: AtomicBool,
+    /// Held by whoever writes.
+    left: Mutex<Left>,
     /// Whether the file still has what was in it before.
     stale: AtomicBool,
 }
 
+/// What was not written when writers were not to wait. A thread leaves no more than what it writes
+/// before it stops, so this does not grow.
+#[derive(Default)]
+struct Left {
+    bytes: Vec<u8>,
+    /// Who has left something, and has to wait for it later.
+    by: Vec<ThreadId>,
+}
+
 impl Direct {
-    fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() && !self.closed.load(Ordering::Relaxed) {
-            match (&self.file).write(bytes) {
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut left = lock(&self.left);
+        self.write_left(&mut left)?;
+        let written = if left.bytes.is_empty() {
+            self.write_some(bytes)?
+        } else {
+            0
+        };
+        let rest = bytes.get(written..).unwrap_or_default();
+        if !rest.is_empty() && !self.is_closed() {
+            left.bytes.extend(rest);
+            let own = thread::current().id();
+            if !left.by.contains(&own) {
+                left.by.push(own);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        let mut left = lock(&self.left);
+        if left.by.contains(&thread::current().id()) {
+            self.write_left(&mut left)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was left, in the order in which it came, as far as that is wanted.
+    fn write_left(&self, left: &mut Left) -> io::Result<()> {
+        if left.bytes.is_empty() {
+            return Ok(());
+        }
+        let written = self.write_some(&left.bytes);
+        match &written {
+            Ok(count) if !self.is_closed() => drop(left.bytes.drain(..*count)),
+            // Never mind what cannot be written, or is not to be.
+            _ => left.bytes.clear(),
+        }
+        if left.bytes.is_empty() {
+            left.by.clear();
+        }
+        written.map(drop)
+    }
+
+    /// Writes all, and waits for it, unless that is not wanted any more. Returns how many bytes it was.
+    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.is_closed() && !self.held.load(Ordering::Relaxed) {
+            match (&self.file).write(rest) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(e) if e.kind() == ErrorKind::Interrupted => (),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY),
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(bytes.len() - rest.len())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 }
 

@@ -41,6 +41,22 @@ impl Consoles {
         self.ports().for_each(Port::pick_up);
     }
 
+    /// Holds back what would change a machine that is to be paused: input stays on the host. No vCPU
+    /// waits for somebody to read its output; what nobody reads is kept for [`Consoles::settle`].
+    pub fn hold(&self) {
+        self.ports().for_each(Port::hold);
+    }
+
+    /// Undoes [`Consoles::hold`].
+    pub fn go_on(&self) {
+        self.ports().for_each(Port::go_on);
+    }
+
+    /// Waits until output is read that the calling vCPU's thread could not wait for before.
+    pub fn settle(&self) {
+        self.ports().for_each(Port::settle);
+    }
+
     fn ports(&self) -> impl Iterator<Item = &Port> {
         [&self.serial, &self.debug].into_iter().flatten()
     }

@@ -7,9 +7,11 @@ mod affinity;
 mod areas;
 mod control;
 mod devices;
+mod gate;
 mod host;
 mod memory;
 mod msi;
+mod pause;
 mod payload;
 mod pci;
 mod report;
@@ -27,8 +29,7 @@ mod isa;
 mod isa;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -41,9 +42,11 @@ use crate::plan::{FirmwarePlan, Plan, PlannedTable};
 pub use self::affinity::AffinityError;
 pub use self::control::{Control, Ending};
 pub use self::devices::{Consoles, PowerButton};
+pub use self::gate::Member;
 pub use self::host::{HOST_ISA, Host, HostError, host_memory};
 pub use self::isa::boot::BootError;
 pub use self::memory::MemoryError;
+pub use self::pause::{NmiError, PauseError};
 pub use self::payload::{Payload, PayloadError};
 pub use self::pci::DeviceError;
 pub use self::report::{FailureReason, VcpuFailure};
@@ -52,6 +55,7 @@ pub use self::vcpu::prepare_kicks;
 
 use self::areas::DeviceAreas;
 use self::devices::Devices;
+use self::gate::Gate;
 use self::memory::GuestRam;
 use self::pci::{Connections, PciFunctions};
 use self::vcpu::{VcpuContext, VcpuThread};
@@ -135,11 +139,14 @@ fn kvm_error(what: &'static str) -> impl Fn(vmm_sys_util::errno::Error) -> Machi
 /// Fields are dropped in order: the VM and all that refers to it before the RAM.
 pub struct Machine {
     threads: Vec<VcpuThread>,
+    gate: Arc<Gate>,
+    /// Held while that changes.
+    paused: Mutex<bool>,
     context: Arc<VcpuContext>,
     power_button: Option<PowerButton>,
     consoles: Consoles,
     functions: PciFunctions,
-    _interrupts: isa::Interrupts,
+    interrupts: isa::Interrupts,
     _vm: Arc<VmFd>,
     _ram: GuestRam,
 }
@@ -166,7 +173,8 @@ impl Machine {
         let vm = isa::create_vm(host, plan)?;
         let ram_slots = ram.attach(&vm)?;
         let vcpus = isa::create_vcpus(&vm, plan)?;
-        let interrupts = isa::create_interrupts(&vm, plan, &vcpus)?;
+        let gate = Arc::new(Gate::default());
+        let interrupts = isa::create_interrupts(&vm, plan, &vcpus, &gate)?;
         let Devices {
             buses,
             power_button,
@@ -186,16 +194,20 @@ impl Machine {
             buses,
             areas,
             control: Arc::clone(control),
-            stopping: AtomicBool::new(false),
+            consoles: consoles.clone(),
+            vm: Arc::clone(&vm),
+            time: isa::GuestTime::default(),
         });
         let preparation = isa::Preparation::new(host, plan, config, entry)?;
         let mut machine = Self {
             threads: Vec::with_capacity(vcpus.len()),
+            gate,
+            paused: Mutex::new(false),
             context,
             power_button,
             consoles: consoles.clone(),
             functions,
-            _interrupts: interrupts,
+            interrupts,
             _vm: vm,
             _ram: ram,
         };
@@ -207,8 +219,9 @@ impl Machine {
             let prepare = preparation.for_vcpu(planned);
             let host_cpus = affinity::of_vcpu(&config.cpus, planned.index);
             let context = Arc::clone(&machine.context);
-            let thread = VcpuThread::start(planned.index, vcpu, context, host_cpus, prepare);
             let index = planned.index;
+            let place = machine.gate.admit(Member::Vcpu(index));
+            let thread = VcpuThread::start(index, vcpu, context, place, host_cpus, prepare);
             machine
                 .threads
                 .push(thread.map_err(|source| MachineError::Thread { index, source })?);
@@ -232,7 +245,7 @@ impl Drop for Machine {
     /// Stops all vCPUs; none runs when this returns.
     fn drop(&mut self) {
         self.consoles.release();
-        self.context.stopping.store(true, Ordering::SeqCst);
+        self.gate.stop();
         for thread in &self.threads {
             thread.kick();
         }

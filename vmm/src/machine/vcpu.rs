@@ -9,16 +9,19 @@ use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::affinity::bind_thread;
 use super::areas::DeviceAreas;
 use super::control::{Control, Ending};
+use super::devices::Consoles;
+use super::gate::{Errand, Member, Place, Seat};
+use super::isa;
 use super::report::{FailureReason, VcpuFailure};
 use devices::bus::Bus;
 
@@ -53,8 +56,12 @@ pub struct VcpuContext {
     pub areas: Arc<DeviceAreas>,
     /// Where the end of the machine is announced.
     pub control: Arc<Control>,
-    /// Set when vCPUs must not enter the guest again.
-    pub stopping: AtomicBool,
+    /// Whose readers vCPUs wait for.
+    pub consoles: Consoles,
+    /// The VM, which has the guest's time on x86.
+    pub vm: Arc<VmFd>,
+    /// The time of a paused guest.
+    pub time: isa::GuestTime,
 }
 
 /// Interrupts `KVM_RUN`: the handler has nothing to do, its arrival is what counts.
@@ -67,6 +74,18 @@ pub fn prepare_kicks() -> io::Result<()> {
 
 /// The first page of a vCPU's `kvm_run`, mapped a second time so that another thread can set
 /// `immediate_exit` however the vCPU's own thread ends.
+///
+/// Neither is a kick lost nor does one keep a vCPU from running, by two rules:
+/// - who wants something writes down what (in the [`Seat`]), then sets the flag, then sends the signal;
+/// - the vCPU's thread clears the flag when `KVM_RUN` was interrupted, and only then, and after that
+///   looks at what is wanted, always, before `KVM_RUN` again.
+///
+/// All are in one order (`SeqCst`). If the thread clears a flag that was set, what was wanted was written down before that, and
+/// the thread is about to look. If the flag is set after it was cleared, the next `KVM_RUN` returns at once, and the thread
+/// clears and looks again. So the flag is set only as long as there is something to look at or `KVM_RUN` is
+/// about to return; the worst that happens is one `KVM_RUN` in vain, for a kick whose reason was already seen.
+/// The signal is for a vCPU that is in the guest, or is about to be past KVM's look at the flag: a
+/// signal that came before `KVM_RUN` has done nothing, but then KVM sees the flag.
 struct RunPage(*mut libc::c_void);
 
 /// Time between kicks of a vCPU that does not stop.
@@ -77,6 +96,8 @@ const IMMEDIATE_EXIT: usize = std::mem::offset_of!(kvm_bindings::kvm_run, immedi
 
 // SAFETY: the page is only accessed through one atomic byte.
 unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
 
 impl RunPage {
     fn map(vcpu: &VcpuFd) -> io::Result<Self> {
@@ -90,12 +111,21 @@ impl RunPage {
         Ok(Self(page))
     }
 
+    /// Makes `KVM_RUN` return as soon as it is called.
     fn exit_immediately(&self) {
+        self.immediate_exit().store(1, Ordering::SeqCst);
+    }
+
+    /// Undoes [`RunPage::exit_immediately`]; for the vCPU's own thread.
+    fn run_again(&self) {
+        self.immediate_exit().store(0, Ordering::SeqCst);
+    }
+
+    fn immediate_exit(&self) -> &AtomicU8 {
         let byte = self.0.wrapping_byte_add(IMMEDIATE_EXIT).cast();
         // SAFETY: the byte lies in the page, which lives as long as `self`; KVM and we access it
         // as a single byte.
-        let flag = unsafe { AtomicU8::from_ptr(byte) };
-        flag.store(1, Ordering::SeqCst);
+        unsafe { AtomicU8::from_ptr(byte) }
     }
 }
 
@@ -108,7 +138,8 @@ impl Drop for RunPage {
 
 /// A vCPU whose thread runs.
 pub struct VcpuThread {
-    page: RunPage,
+    page: Arc<RunPage>,
+    seat: Arc<Seat>,
     thread: JoinHandle<()>,
 }
 
@@ -119,20 +150,23 @@ impl VcpuThread {
         index: u32,
         mut vcpu: VcpuFd,
         context: Arc<VcpuContext>,
+        place: Place,
         host_cpus: Vec<u32>,
         prepare: P,
     ) -> io::Result<Self>
     where
         P: FnOnce(&mut VcpuFd) -> Result<(), FailureReason> + Send + 'static,
     {
-        let page = RunPage::map(&vcpu)?;
+        let page = Arc::new(RunPage::map(&vcpu)?);
+        let seat = Arc::clone(place.seat());
+        let own_page = Arc::clone(&page);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
                     bind_thread(&host_cpus).map_err(FailureReason::Affinity)?;
                     prepare(&mut vcpu)?;
-                    run(&mut vcpu, &context)
+                    run(&mut vcpu, &own_page, &context, &place)
                 }));
                 // The panic itself was reported where it happened; the machine must still end.
                 let outcome = outcome.unwrap_or(Err(FailureReason::Panicked));
@@ -141,10 +175,21 @@ impl VcpuThread {
                     context.control.end(Ending::Failed(Box::new(failure)));
                 }
             })?;
-        Ok(Self { page, thread })
+        Ok(Self { page, seat, thread })
     }
 
-    /// Makes the vCPU leave the guest; it does not enter again once `stopping` is set.
+    /// Whose thread it is.
+    pub fn member(&self) -> Member {
+        self.seat.member()
+    }
+
+    /// Gives the vCPU an NMI, as soon as it does not wait for anything.
+    pub fn nmi(&self) {
+        self.seat.ask_for_nmi();
+        self.kick();
+    }
+
+    /// Makes the vCPU leave the guest, and its thread look at what is asked of it.
     pub fn kick(&self) {
         use std::os::unix::thread::JoinHandleExt;
         // The flag covers a vCPU that is about to enter the guest, the signal one that is in it.
@@ -167,15 +212,24 @@ impl VcpuThread {
     }
 }
 
-fn run(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), FailureReason> {
-    while !context.stopping.load(Ordering::SeqCst) {
+fn run(
+    vcpu: &mut VcpuFd,
+    page: &RunPage,
+    context: &VcpuContext,
+    place: &Place,
+) -> Result<(), FailureReason> {
+    while !place.seat().is_asked() || attend(vcpu, context, place) {
         let replaced = context.areas.replaced();
         let exit = match vcpu.run() {
             Ok(VcpuExit::MemoryFault { gpa, .. }) if context.areas.recheck(replaced, Some(gpa)) => {
                 continue;
             }
             Ok(exit) => exit,
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error) if error.errno() == libc::EINTR => {
+                page.run_again();
+                continue;
+            }
+            Err(error) if error.errno() == libc::EAGAIN => continue,
             Err(error)
                 if error.errno() == libc::EFAULT && context.areas.recheck(replaced, None) =>
             {
@@ -210,6 +264,29 @@ fn run(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), FailureReason> {
         }
     }
     Ok(())
+}
+
+/// Sees to what is asked of a vCPU's thread, until nothing is. Returns whether the vCPU is to run again.
+fn attend(vcpu: &VcpuFd, context: &VcpuContext, place: &Place) -> bool {
+    let seat = place.seat();
+    while seat.is_asked() {
+        if seat.is_stopping() {
+            return false;
+        }
+        if seat.is_pausing() {
+            place.park(|errand| match errand {
+                Errand::StopTime => context.time.stop(&context.vm, vcpu),
+                Errand::StartTime => context.time.start(&context.vm, vcpu),
+            });
+            isa::after_pause(vcpu);
+            context.consoles.settle();
+        } else if seat.take_nmi()
+            && let Err(error) = isa::inject_nmi(vcpu)
+        {
+            log::warn!("{} is not given an NMI: {error}", seat.member());
+        }
+    }
+    true
 }
 
 /// PSCI SYSTEM_OFF and SYSTEM_RESET arrive as these.

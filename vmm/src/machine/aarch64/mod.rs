@@ -1,6 +1,7 @@
 //! aarch64 on KVM: GICv3 with an ITS, PSCI vCPUs, kernel and tables in RAM.
 
 pub mod boot;
+mod time;
 
 use std::io;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use pci::{Bdf, InterruptLine, MsiMessage, ResampledLine};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::boot::Entry;
+pub use self::time::{GuestTime, after_pause};
+use super::gate::Gate;
 use super::host::Host;
 use super::report::FailureReason;
 use super::routes::Routes;
@@ -132,6 +135,9 @@ impl Interrupts {
         &self.routes
     }
 
+    /// Nothing to wake: KVM carries wired interrupts.
+    pub fn kick(&self) {}
+
     /// Nothing to place: KVM emulates all of the GIC.
     pub fn place(&self, _buses: &mut Buses) -> Result<(), MachineError> {
         Ok(())
@@ -179,6 +185,7 @@ pub fn create_interrupts(
     vm: &Arc<VmFd>,
     plan: &Plan,
     vcpus: &[VcpuFd],
+    _gate: &Arc<Gate>,
 ) -> Result<Interrupts, MachineError> {
     let InterruptPlan::GicV3 {
         distributor,
@@ -249,6 +256,14 @@ pub fn create_interrupts(
         _gic: gic,
         _its: its_device,
     })
+}
+
+/// Whether guests can be given an NMI.
+pub const HAS_NMI: bool = false;
+
+/// KVM has none to give.
+pub fn inject_nmi(_vcpu: &VcpuFd) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn device(vm: &VmFd, kind: u32, what: &'static str) -> Result<DeviceFd, MachineError> {

@@ -12,6 +12,7 @@ use pci::{InterruptLine, ResampledLine};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::gate::{Gate, Member, Place};
 use crate::plan::Gsi;
 
 /// Events taken at a time.
@@ -20,6 +21,7 @@ const BATCH: usize = 16;
 /// The lines of one machine, and the thread that serves them, which there is from the first line on.
 pub struct IntxLines {
     shared: Arc<Shared>,
+    gate: Arc<Gate>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -27,6 +29,8 @@ struct Shared {
     ioapic: Arc<IoApic>,
     epoll: Epoll,
     stop: EventFd,
+    /// Written so that the thread looks whether it is to park.
+    kick: EventFd,
     /// By descriptor of their trigger.
     lines: Mutex<BTreeMap<RawFd, Arc<Wires>>>,
 }
@@ -46,20 +50,32 @@ struct Line {
 
 impl IntxLines {
     /// No line yet.
-    pub fn new(ioapic: &Arc<IoApic>) -> io::Result<Self> {
+    pub fn new(ioapic: &Arc<IoApic>, gate: &Arc<Gate>) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
+        let kick = EventFd::new(EFD_NONBLOCK)?;
         let epoll = Epoll::new()?;
-        let event = EpollEvent::new(EventSet::IN, stop.as_raw_fd() as u64);
-        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
+        for fd in [&stop, &kick].map(EventFd::as_raw_fd) {
+            let event = EpollEvent::new(EventSet::IN, fd as u64);
+            epoll.ctl(ControlOperation::Add, fd, event)?;
+        }
         Ok(Self {
             shared: Arc::new(Shared {
                 ioapic: Arc::clone(ioapic),
                 epoll,
                 stop,
+                kick,
                 lines: Mutex::default(),
             }),
+            gate: Arc::clone(gate),
             thread: Mutex::new(None),
         })
+    }
+
+    /// Makes the thread look whether it is to park. There may be none.
+    pub fn kick(&self) {
+        if let Err(error) = self.shared.kick.write(1) {
+            log::error!("cannot wake the thread of wired interrupts: {error}");
+        }
     }
 
     /// A line into the I/O APIC's pin `gsi`.
@@ -96,8 +112,9 @@ impl IntxLines {
         let mut thread = lock(&self.thread);
         if thread.is_none() {
             let shared = Arc::clone(&self.shared);
+            let place = self.gate.admit(Member::WiredInterrupts);
             let builder = thread::Builder::new().name("intx".to_owned());
-            *thread = Some(builder.spawn(move || shared.serve())?);
+            *thread = Some(builder.spawn(move || shared.serve(&place))?);
         }
         Ok(())
     }
@@ -115,9 +132,13 @@ impl Drop for IntxLines {
 }
 
 impl Shared {
-    fn serve(&self) {
+    fn serve(&self, place: &Place) {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
+            // What devices write meanwhile stays in their eventfds.
+            if place.seat().is_pausing() {
+                place.park(|_| Ok(()));
+            }
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -130,6 +151,11 @@ impl Shared {
                 let fd = event.fd();
                 if fd == self.stop.as_raw_fd() {
                     return;
+                }
+                if fd == self.kick.as_raw_fd() {
+                    // Nothing to read means that it has been read before.
+                    let _ = self.kick.read();
+                    continue;
                 }
                 let wires = lock(&self.lines).get(&fd).cloned();
                 // Nothing to read means that the line has gone, or another one has its number.
@@ -211,7 +237,7 @@ mod tests {
         // Pin 17: vector 0x41, level-triggered, unmasked.
         ioapic.write(0, &0x32_u32.to_le_bytes());
         ioapic.write(0x10, &0x8041_u32.to_le_bytes());
-        let lines = IntxLines::new(&ioapic).unwrap();
+        let lines = IntxLines::new(&ioapic, &Arc::default()).unwrap();
         let [first, second] = [17, 17].map(|gsi| lines.line(gsi).unwrap());
         assert!(lines.line(24).is_err());
         first.trigger().write(1).unwrap();

@@ -2,6 +2,7 @@
 
 pub mod boot;
 mod intx;
+mod time;
 
 use std::io;
 use std::sync::Arc;
@@ -13,14 +14,16 @@ use arch::x86_64::{layout, vcpu};
 use devices::bus::BusDevice;
 use devices::ioapic::{IoApic, MsiPort};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use pci::{Bdf, InterruptLine, MsiMessage, ResampledLine};
 
 use self::intx::IntxLines;
+pub use self::time::{GuestTime, after_pause};
+use super::gate::Gate;
 use super::host::Host;
 use super::report::FailureReason;
 use super::routes::Routes;
@@ -52,6 +55,11 @@ impl Interrupts {
     /// The routes of all interrupts.
     pub fn routes(&self) -> &Arc<Routes> {
         &self.routes
+    }
+
+    /// Makes the thread of wired interrupts look at what is asked of it.
+    pub fn kick(&self) {
+        self.intx.kick();
     }
 
     /// Makes the I/O APIC reachable from vCPUs.
@@ -112,6 +120,7 @@ pub fn create_interrupts(
     vm: &Arc<VmFd>,
     _plan: &Plan,
     _vcpus: &[VcpuFd],
+    gate: &Arc<Gate>,
 ) -> Result<Interrupts, MachineError> {
     let routes = Arc::new(Routes::new(vm, layout::IO_APIC_PINS));
     let port = KvmMsiPort {
@@ -119,7 +128,7 @@ pub fn create_interrupts(
         routes: Arc::clone(&routes),
     };
     let ioapic = Arc::new(IoApic::new(Arc::new(port)));
-    let intx = IntxLines::new(&ioapic).map_err(|source| MachineError::Kvm {
+    let intx = IntxLines::new(&ioapic, gate).map_err(|source| MachineError::Kvm {
         what: "wait for wired interrupts",
         source,
     })?;
@@ -176,6 +185,21 @@ impl Preparation {
             Ok(())
         }
     }
+}
+
+/// Whether guests can be given an NMI.
+pub const HAS_NMI: bool = true;
+
+/// Gives a vCPU an NMI.
+///
+/// One that waits for its start-up IPI gets none: it would not hear it (Intel SDM, volume 3, "Local APIC State After It
+/// Receives an INIT Reset"), and KVM would not let it wait any longer, again and again.
+pub fn inject_nmi(vcpu: &VcpuFd) -> io::Result<()> {
+    let state = vcpu.get_mp_state()?.mp_state;
+    if matches!(state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED) {
+        vcpu.nmi()?;
+    }
+    Ok(())
 }
 
 /// Delivers what the I/O APIC sends, and tells KVM which vectors it wants to hear the end of.
