@@ -189,6 +189,34 @@ static void do_listen(const struct arguments *a, unsigned width)
     }
 }
 
+/* 0: starts all other CPUs, which count; 1: which halt; 2: counts NMIs; 3: counts for ever. */
+static void do_cpus(const struct arguments *a, unsigned what)
+{
+    (void)a;
+    put_text(" done\n");
+    switch (what) {
+    case 0:
+    case 1:
+        start_cpus(what);
+        break;
+    case 2:
+        count_nmis();
+        break;
+    default:
+        count();
+    }
+}
+
+/* Prints the letters, again and again, and for each alphabet a line. */
+static void do_chatter(const struct arguments *a, unsigned width)
+{
+    (void)a;
+    (void)width;
+    put_text(" done\n");
+    for (;;)
+        put_text("abcdefghijklmnopqrstuvwxyz\n");
+}
+
 /* How to end. Where firmware offers no way to, the words that follow are done. */
 static void do_end(const struct arguments *a, unsigned how)
 {
@@ -237,6 +265,11 @@ static const struct word {
     {"writeq", do_memory_write, 8, 2},
     {"echo", do_echo, 0, 1},
     {"listen", do_listen, 0, 0},
+    {"countcpus", do_cpus, 0, 0},
+    {"haltcpus", do_cpus, 1, 0},
+    {"nmis", do_cpus, 2, 0},
+    {"count", do_cpus, 3, 0},
+    {"chatter", do_chatter, 0, 0},
     {"poweroff", do_end, 0, 0},
     {"reset", do_end, 1, 0},
     {"triple", do_end, 2, 0},

@@ -42,6 +42,18 @@ void print_smbios(void);
 void power_off(uint64_t start_info);
 void reset(uint64_t start_info);
 
+/* cpus.c: other CPUs, and NMIs. CPU n counts at COUNTERS + 64 * n, and its NMIs at NMI_COUNTERS + 64 * n;
+ * n is its local APIC's id, below 64. */
+
+enum { COUNTERS = 0x9000, NMI_COUNTERS = 0xa000 };
+
+/* Starts all other CPUs: they count for ever, or once and halt. */
+void start_cpus(bool halt);
+/* Counts NMIs from now on, on all CPUs, and then this call as one of this CPU. */
+void count_nmis(void);
+/* Counts for ever. */
+_Noreturn void count(void);
+
 /* Offsets in PVH's hvm_start_info. */
 enum {
     START_INFO_MAGIC = 0,
