@@ -10,6 +10,7 @@
 //! # anyhow::Ok(())
 //! ```
 
+pub mod api;
 pub mod coherent_device;
 mod cpio;
 mod host;

@@ -21,6 +21,7 @@ use vmm::console::{Backend, Mode};
 use vmm::machine::{Consoles, Control, Ending, Host, Machine, Payload, prepare_kicks};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 /// The longest that a guest may take for anything.
@@ -69,7 +70,8 @@ impl Guest {
             panic!("nothing to run");
         };
         let host = Host::open().unwrap();
-        let passthrough = Passthrough::open(&config).unwrap();
+        let losses = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let passthrough = Passthrough::open(&config, &losses).unwrap();
         let plan = Plan::new(&config, &host.facts).unwrap();
         let mut payload = Payload::open(&config.payload).unwrap();
         let control = Arc::new(Control::new().unwrap());

@@ -1,6 +1,7 @@
 //! The virtual machine monitor: configuration, plan, machine.
 
 mod acpi;
+pub mod api;
 pub mod config;
 pub mod console;
 pub mod logger;
@@ -8,6 +9,8 @@ pub mod machine;
 pub mod passthrough;
 pub mod plan;
 pub mod show;
+mod vm;
 mod vmm;
 
-pub use self::vmm::{Handle, Vmm, VmmError, block_signals};
+pub use self::vm::BootError;
+pub use self::vmm::{AfterGuest, Handle, Outcome, Vmm, VmmError, block_signals};

@@ -115,17 +115,25 @@ pub struct Passthrough {
     losses: Arc<EventFd>,
 }
 
+/// Finds out what the devices of a configuration are: opens them, and closes them again.
+///
+/// # Errors
+/// One of them cannot be had.
+pub fn look(config: &VmConfig) -> Result<BTreeMap<String, DeviceFacts>, PassthroughError> {
+    let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PassthroughError::Events)?;
+    Ok(Passthrough::open(config, &Arc::new(losses))?.facts())
+}
+
 impl Passthrough {
-    /// Opens the devices of a configuration.
+    /// Opens the devices of a configuration; `losses` is written when one is lost.
     ///
     /// # Errors
     /// One of them cannot be had.
-    pub fn open(config: &VmConfig) -> Result<Self, PassthroughError> {
-        let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PassthroughError::Events)?;
+    pub fn open(config: &VmConfig, losses: &Arc<EventFd>) -> Result<Self, PassthroughError> {
         let mut passthrough = Self {
             container: None,
             devices: BTreeMap::new(),
-            losses: Arc::new(losses),
+            losses: Arc::clone(losses),
         };
         for device in &config.devices {
             passthrough.open_vfio(device)?;
@@ -156,11 +164,6 @@ impl Passthrough {
         };
         let watches: io::Result<_> = self.devices.values().map(watch).collect();
         watches.map_err(PassthroughError::Events)
-    }
-
-    /// Readable when a device was lost.
-    pub fn losses(&self) -> &Arc<EventFd> {
-        &self.losses
     }
 
     /// Whether something reaches guest memory for a device that is not lost.

@@ -1,56 +1,43 @@
-//! One virtual machine from start to end: consoles, signals, and a machine for every boot.
-#![expect(unsafe_code, reason = "signal masks and signalfd")]
+//! The process: one virtual machine at most, and a main loop that does what it is asked for.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::ptr::null_mut;
-use std::sync::mpsc::{self, Receiver, Sender};
+mod handle;
+mod wakeups;
+
+use std::io;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::timerfd::TimerFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::config::{ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
-use crate::console::{Backend, ConsoleError, Mode};
-use crate::machine::{
-    Consoles, Control, Ending, Host, HostError, Machine, MachineError, Payload, PayloadError,
-    VcpuFailure, prepare_for_gone_memory, prepare_kicks,
+use self::handle::Request;
+use self::wakeups::{Signals, Wakeup};
+use crate::api::{
+    Action, ActionError, Answer, VmCounters, VmRemoveDevice, VmState, VmmPingResponse,
 };
-use crate::passthrough::{Passthrough, PassthroughError};
-use crate::plan::{Plan, PlanError};
+use crate::config::{ConfigErrors, DeviceConfig, UserDeviceConfig, VmConfig};
+use crate::machine::{
+    Control, Ending, HOST_ISA, Host, HostError, VcpuFailure, host_memory, prepare_for_gone_memory,
+    prepare_kicks,
+};
+use crate::vm::{BootError, MainLoop, Process, Subscriber, Vm};
 
-/// Why a virtual machine could not be run to a proper end.
+pub use self::handle::{Handle, Outcome};
+pub use self::wakeups::{Clock, block_signals};
+
+/// Why the process cannot go on.
 #[derive(Debug, Error)]
 pub enum VmmError {
     /// The host cannot run guests.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A device cannot be passed through.
+    /// The configuration is wrong.
     #[error(transparent)]
-    Passthrough(#[from] PassthroughError),
-    /// The configuration does not fit this host.
+    Config(#[from] ConfigErrors),
+    /// The virtual machine cannot be booted.
     #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// Kernel or initramfs.
-    #[error(transparent)]
-    Payload(#[from] PayloadError),
-    /// The machine could not be built.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// A console could not be opened.
-    #[error("{option}")]
-    Console {
-        /// The option at fault.
-        option: &'static str,
-        /// Why.
-        #[source]
-        source: ConsoleError,
-    },
+    Boot(#[from] BootError),
     /// The host has no room for signals and events.
     #[error("cannot wait for events")]
     Events(#[source] io::Error),
@@ -62,97 +49,59 @@ pub enum VmmError {
     Vcpu(#[from] Box<VcpuFailure>),
 }
 
-/// What the main loop can be asked for.
+/// What a VMM does at the end of its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Request {
-    PressPowerButton,
-    Shutdown,
+pub enum AfterGuest {
+    /// It ends too.
+    End,
+    /// It keeps the virtual machine, shut down, and waits for requests.
+    Stay,
 }
 
-/// A way to ask a running [`Vmm`] for something, from any thread.
-#[derive(Clone)]
-pub struct Handle {
-    requests: Sender<Request>,
-    event: Arc<EventFd>,
-}
-
-impl Handle {
-    /// Presses the guest's power button.
-    pub fn press_power_button(&self) {
-        self.send(Request::PressPowerButton);
-    }
-
-    /// Ends the VMM, whatever the guest does.
-    pub fn shutdown(&self) {
-        self.send(Request::Shutdown);
-    }
-
-    fn send(&self, request: Request) {
-        // A VMM that has ended needs no requests.
-        if self.requests.send(request).is_ok() {
-            let _ = self.event.write(1);
-        }
-    }
-}
-
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
-
-/// One virtual machine, from start to end.
+/// The VMM.
+///
+/// Fields are dropped in order: the virtual machine before what it uses.
 pub struct Vmm {
-    config: VmConfig,
-    host: Host,
-    plan: Plan,
-    passthrough: Passthrough,
-    consoles: Consoles,
-    events: EventManager<Subscriber>,
+    vm: Option<Vm>,
+    process: Process,
+    main_loop: MainLoop,
     requests: Receiver<Request>,
     handle: Handle,
+    after_guest: AfterGuest,
+    ending: bool,
 }
 
 impl Vmm {
-    /// Plans the machine and opens what outlives a reboot. The configuration must be valid.
-    pub fn new(config: VmConfig) -> Result<Self, VmmError> {
-        let mut host = Host::open()?;
-        let passthrough = Passthrough::open(&config)?;
-        host.facts.devices = passthrough.facts();
-        let plan = Plan::new(&config, &host.facts)?;
-        if let Some(pci) = &plan.pci {
-            passthrough.set_names(pci);
-        }
-        for warning in plan.warnings() {
-            log::warn!("{warning}");
-        }
-        if !config.platform.vfio_p2p_dma {
-            for warning in plan.isolation_warnings() {
-                log::warn!("{warning}");
-            }
-        }
-        let mut events = EventManager::new().map_err(VmmError::Loop)?;
-        let consoles = open_consoles(&config, &mut events)?;
-        let (sender, requests) = mpsc::channel();
-        let event = EventFd::new(EFD_NONBLOCK).map_err(VmmError::Events)?;
-        let handle = Handle {
-            requests: sender,
-            event: Arc::new(event),
-        };
-        for watch in passthrough.watches()? {
-            events.add_subscriber(Arc::new(Mutex::new(watch)));
-        }
-        if !config.user_devices.is_empty() {
-            let clock = Clock::every(LOOK).map_err(VmmError::Events)?;
-            events.add_subscriber(Arc::new(Mutex::new(clock)));
-        }
-        prepare_kicks().map_err(VmmError::Events)?;
-        prepare_for_gone_memory(passthrough.losses()).map_err(VmmError::Events)?;
-        Ok(Self {
-            config,
+    /// Opens KVM and prepares this process for virtual machines.
+    ///
+    /// # Errors
+    /// There is no KVM, or there are no descriptors left.
+    pub fn new(after_guest: AfterGuest) -> Result<Self, VmmError> {
+        let host = Host::open()?;
+        let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmmError::Events)?;
+        let process = Process {
             host,
-            plan,
-            passthrough,
-            consoles,
-            events,
+            control: Arc::new(Control::new().map_err(VmmError::Events)?),
+            losses: Arc::new(losses),
+        };
+        let mut main_loop = EventManager::new().map_err(VmmError::Loop)?;
+        let (handle, requests) = Handle::new().map_err(VmmError::Events)?;
+        for event in [process.control.event(), &process.losses, handle.event()] {
+            let wakeup = Wakeup::on(event).map_err(VmmError::Events)?;
+            add(&mut main_loop, wakeup);
+        }
+        let signals = Signals::open(handle.clone()).map_err(VmmError::Events)?;
+        add(&mut main_loop, signals);
+        prepare_kicks().map_err(VmmError::Events)?;
+        prepare_for_gone_memory(&process.losses).map_err(VmmError::Events)?;
+        Ok(Self {
+            vm: None,
+            process,
+            main_loop,
             requests,
             handle,
+            after_guest,
+            ending: false,
         })
     }
 
@@ -161,228 +110,253 @@ impl Vmm {
         self.handle.clone()
     }
 
-    /// Boots the guest, again and again if it resets itself, until it powers off or the VMM is
-    /// asked to end.
+    /// Creates a virtual machine and boots it, as the command line asks for it.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or the virtual machine cannot be booted.
+    pub fn start(&mut self, config: VmConfig) -> Result<(), VmmError> {
+        check(&config)?;
+        let vm = self.vm.insert(Vm::new(config));
+        Ok(vm.boot(&self.process, &mut self.main_loop)?)
+    }
+
+    /// Does what it is asked for, until it is asked to end, or until its guest ends and it is to
+    /// end with it.
+    ///
+    /// # Errors
+    /// It cannot go on: the guest has failed, or the host.
     pub fn run(mut self) -> Result<(), VmmError> {
-        let control = Arc::new(Control::new().map_err(VmmError::Events)?);
-        let wake = |file: &EventFd| file.try_clone().map_err(VmmError::Events);
-        let ending = Wakeup(wake(control.event())?);
-        self.events.add_subscriber(Arc::new(Mutex::new(ending)));
-        let requested = Wakeup(wake(&self.handle.event)?);
-        self.events.add_subscriber(Arc::new(Mutex::new(requested)));
-        let lost = Wakeup(wake(self.passthrough.losses())?);
-        self.events.add_subscriber(Arc::new(Mutex::new(lost)));
-        let signals = Signals::open(self.handle.clone()).map_err(VmmError::Events)?;
-        self.events.add_subscriber(Arc::new(Mutex::new(signals)));
-        loop {
-            match self.boot(&control)? {
-                Ending::Reset => log::info!("the guest resets"),
-                Ending::PowerOff | Ending::Requested => return Ok(()),
-                Ending::Failed(failure) => return Err(failure.into()),
+        while !self.ending {
+            self.look_after_guest()?;
+            if !self.ending {
+                self.main_loop.run().map_err(VmmError::Loop)?;
+                self.serve();
+            }
+        }
+        self.delete();
+        Ok(())
+    }
+
+    /// Does what has been asked for meanwhile.
+    fn serve(&mut self) {
+        while !self.ending
+            && let Ok(Request { action, answer }) = self.requests.try_recv()
+        {
+            let outcome = self.act(action);
+            match (answer, outcome) {
+                // Somebody who has gone needs no answer.
+                (Some(answer), outcome) => drop(answer.send(outcome)),
+                (None, Err(error)) => log::warn!("{error}"),
+                (None, Ok(_)) => {}
             }
         }
     }
 
-    /// One boot of the guest.
-    fn boot(&mut self, control: &Arc<Control>) -> Result<Ending, VmmError> {
-        let mut payload = Payload::open(&self.config.payload)?;
-        let machine = Machine::start(
-            &self.host,
-            &self.plan,
-            &self.config,
-            &mut payload,
-            &self.passthrough,
-            &self.consoles,
-            control,
-        )?;
-        let ending = loop {
-            if let Some(ending) = control.take() {
-                break ending;
-            }
-            machine.let_go_of_lost(&self.passthrough);
-            self.events.run().map_err(VmmError::Loop)?;
-            while let Ok(request) = self.requests.try_recv() {
-                match request {
-                    Request::Shutdown => control.end(Ending::Requested),
-                    Request::PressPowerButton => match machine.power_button() {
-                        Some(button) => button.press(),
-                        None => log::warn!("this guest has no power button"),
-                    },
+    /// Sees to a guest that has ended, and to devices that were lost.
+    fn look_after_guest(&mut self) -> Result<(), VmmError> {
+        let Some(vm) = self.vm.as_mut() else {
+            return Ok(());
+        };
+        vm.let_go_of_lost();
+        // What a guest did just before it was paused can wait as it does.
+        if vm.state() == VmState::Paused {
+            return Ok(());
+        }
+        let error = match self.process.control.take() {
+            None => return Ok(()),
+            Some(Ending::Reset) => {
+                log::info!("the guest resets");
+                match vm.reboot(&self.process, &mut self.main_loop) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => Some(error.into()),
                 }
             }
+            Some(Ending::PowerOff) => None,
+            Some(Ending::Failed(failure)) => Some(failure.into()),
         };
-        drop(machine);
-        // Whatever else the vCPUs asked for before they stopped belongs to the boot that is over.
-        control.take();
-        Ok(ending)
-    }
-}
-
-fn open_consoles(
-    config: &VmConfig,
-    events: &mut EventManager<Subscriber>,
-) -> Result<Consoles, VmmError> {
-    let mut open = |option, mode: Option<Mode>, input: bool| -> Result<_, VmmError> {
-        let Some(mode) = mode else {
-            return Ok(None);
-        };
-        let backend = if input {
-            Backend::open(&mode)
-        } else {
-            Backend::open_output(&mode)
-        };
-        let backend = backend.map_err(|source| VmmError::Console { option, source })?;
-        if let Some(path) = backend.pty_path() {
-            log::warn!("{option} is at {}", path.display());
+        vm.shutdown(&self.process, &mut self.main_loop);
+        match (self.after_guest, error) {
+            (AfterGuest::End, None) => self.ending = true,
+            (AfterGuest::End, Some(error)) => return Err(error),
+            (AfterGuest::Stay, None) => {}
+            (AfterGuest::Stay, Some(error)) => log::error!("{:#}", anyhow::Error::from(error)),
         }
-        let port = backend.port();
-        events.add_subscriber(Arc::new(Mutex::new(backend)));
-        Ok(Some(port))
-    };
-    let SerialConfig { mode, file, socket } = &config.serial;
-    let serial = console_mode(*mode, file.as_ref(), socket.as_ref());
-    let DebugConsoleConfig {
-        mode,
-        file,
-        iobase: _,
-    } = &config.debug_console;
-    let debug = console_mode(*mode, file.as_ref(), None);
-    Ok(Consoles {
-        serial: open("--serial", serial, true)?,
-        debug: open("--debug-console", debug, false)?,
-    })
-}
-
-/// The console behind a mode; none where there is nothing to open.
-fn console_mode(
-    mode: ConsoleMode,
-    file: Option<&std::path::PathBuf>,
-    socket: Option<&std::path::PathBuf>,
-) -> Option<Mode> {
-    match mode {
-        ConsoleMode::Off | ConsoleMode::Null => None,
-        ConsoleMode::Tty => Some(Mode::Tty),
-        ConsoleMode::Pty => Some(Mode::Pty),
-        ConsoleMode::File => file.cloned().map(Mode::File),
-        ConsoleMode::Socket => socket.cloned().map(Mode::Socket),
-    }
-}
-
-/// Wakes the main loop, which then looks for itself what there is to do.
-struct Wakeup(EventFd);
-
-impl MutEventSubscriber for Wakeup {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // Nothing to read means that somebody else has drained it: all the same.
-        let _ = self.0.read();
+        Ok(())
     }
 
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
-            log::error!("cannot wait for events: {error:?}");
+    fn act(&mut self, action: Action) -> Outcome {
+        match action {
+            Action::Ping => return Ok(Answer::Ping(pong())),
+            Action::ShutdownVmm => {
+                self.delete();
+                self.ending = true;
+            }
+            Action::Create(config) => self.create(*config)?,
+            Action::Delete => self.delete(),
+            Action::Boot => self.boot()?,
+            Action::Shutdown => {
+                let (vm, process, main_loop) = self.booted()?;
+                vm.shutdown(process, main_loop);
+            }
+            Action::Reboot => {
+                let (vm, process, main_loop) = self.booted()?;
+                vm.reboot(process, main_loop).map_err(ActionError::Boot)?;
+            }
+            Action::Pause => self
+                .in_state(VmState::Running)?
+                .pause()
+                .map_err(ActionError::Pause)?,
+            Action::Resume => self.in_state(VmState::Paused)?.resume(),
+            Action::PowerButton => {
+                let (vm, ..) = self.booted()?;
+                if !vm.press_power_button() {
+                    return Err(ActionError::NoPowerButton);
+                }
+            }
+            Action::Nmi => self.booted()?.0.nmi().map_err(ActionError::Nmi)?,
+            Action::Info => return Ok(Answer::Info(Box::new(self.created()?.info()))),
+            Action::Counters => {
+                self.booted()?;
+                return Ok(Answer::Counters(VmCounters::new()));
+            }
+            Action::AddDevice(device) => self.add_device(*device)?,
+            Action::AddUserDevice(device) => self.add_user_device(*device)?,
+            Action::RemoveDevice(device) => self.remove_device(&device)?,
         }
+        Ok(Answer::Done)
     }
-}
 
-/// How often the files behind the memory of other processes' devices are looked at: a guest that meets
-/// one that has shrunk may stand still so long.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// Wakes the main loop now and then.
-struct Clock(TimerFd);
-
-impl Clock {
-    fn every(interval: Duration) -> io::Result<Self> {
-        let mut timer = TimerFd::new()?;
-        timer.reset(interval, Some(interval))?;
-        Ok(Self(timer))
+    fn create(&mut self, config: VmConfig) -> Result<(), ActionError> {
+        if self.vm.is_some() {
+            return Err(ActionError::Exists);
+        }
+        check(&config).map_err(ActionError::Config)?;
+        self.vm = Some(Vm::new(config));
+        Ok(())
     }
-}
 
-impl MutEventSubscriber for Clock {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // It has expired, so this does not wait.
-        if let Err(error) = self.0.wait() {
-            log::error!("cannot read a timer: {error}");
+    fn delete(&mut self) {
+        if let Some(mut vm) = self.vm.take() {
+            vm.shutdown(&self.process, &mut self.main_loop);
         }
     }
 
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
-            log::error!("cannot wait for a timer: {error:?}");
+    fn boot(&mut self) -> Result<(), ActionError> {
+        let vm = self.vm.as_mut().ok_or(ActionError::NotCreated)?;
+        match vm.state() {
+            VmState::Created | VmState::Shutdown => {
+                let booted = vm.boot(&self.process, &mut self.main_loop);
+                booted.map_err(ActionError::Boot)
+            }
+            state => Err(ActionError::State(state)),
+        }
+    }
+
+    fn add_device(&mut self, device: DeviceConfig) -> Result<(), ActionError> {
+        let vm = self.created()?;
+        hot_add(
+            vm.state(),
+            device.id.as_ref(),
+            device.guest_numa_ids.is_some(),
+            "vm.add-device",
+        )?;
+        let mut config = vm.config().clone();
+        config.devices.push(device);
+        change(vm, config)
+    }
+
+    fn add_user_device(&mut self, device: UserDeviceConfig) -> Result<(), ActionError> {
+        let vm = self.created()?;
+        let owns_nodes = device.guest_numa_ids.is_some();
+        hot_add(
+            vm.state(),
+            device.id.as_ref(),
+            owns_nodes,
+            "vm.add-user-device",
+        )?;
+        let mut config = vm.config().clone();
+        config.user_devices.push(device);
+        change(vm, config)
+    }
+
+    fn remove_device(&mut self, device: &VmRemoveDevice) -> Result<(), ActionError> {
+        let vm = self.created()?;
+        let mut config = vm.config().clone();
+        if !config.remove_device(&device.id) {
+            return Err(ActionError::NoDevice {
+                id: device.id.clone(),
+                known: config.device_ids().join(", "),
+            });
+        }
+        match vm.state() {
+            VmState::Created | VmState::Shutdown => change(vm, config),
+            VmState::Running | VmState::Paused => Err(ActionError::NotYet(
+                "vm.remove-device while the virtual machine is booted",
+            )),
+        }
+    }
+
+    /// The virtual machine, if there is one.
+    fn created(&mut self) -> Result<&mut Vm, ActionError> {
+        self.vm.as_mut().ok_or(ActionError::NotCreated)
+    }
+
+    /// The virtual machine, if it is in that state.
+    fn in_state(&mut self, wanted: VmState) -> Result<&mut Vm, ActionError> {
+        let vm = self.created()?;
+        match vm.state() {
+            state if state == wanted => Ok(vm),
+            state => Err(ActionError::State(state)),
+        }
+    }
+
+    /// The virtual machine, if it is booted, and what it runs on.
+    fn booted(&mut self) -> Result<(&mut Vm, &Process, &mut MainLoop), ActionError> {
+        let vm = self.vm.as_mut().ok_or(ActionError::NotCreated)?;
+        match vm.state() {
+            VmState::Running | VmState::Paused => Ok((vm, &self.process, &mut self.main_loop)),
+            state => Err(ActionError::State(state)),
         }
     }
 }
 
-/// Signals that end the VMM in an orderly way.
-const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+fn add(main_loop: &mut MainLoop, subscriber: impl MutEventSubscriber + Send + 'static) {
+    let subscriber: Subscriber = Arc::new(Mutex::new(subscriber));
+    main_loop.add_subscriber(subscriber);
+}
 
-/// Blocks the signals that the main loop reads; to be called before any thread is started, since
-/// threads inherit what is blocked.
-pub fn block_signals() -> io::Result<()> {
-    let set = signal_set();
-    // SAFETY: the set is initialised.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
+fn check(config: &VmConfig) -> Result<(), ConfigErrors> {
+    config.validate_on(HOST_ISA, &host_memory())
+}
+
+/// Gives a virtual machine that is not booted another configuration, if that is valid.
+fn change(vm: &mut Vm, config: VmConfig) -> Result<(), ActionError> {
+    check(&config).map_err(ActionError::Config)?;
+    vm.set_config(config);
+    Ok(())
+}
+
+/// Whether a device can be added in a state: before boot, for now.
+fn hot_add(
+    state: VmState,
+    id: Option<&String>,
+    owns_nodes: bool,
+    route: &'static str,
+) -> Result<(), ActionError> {
+    match state {
+        VmState::Created | VmState::Shutdown => Ok(()),
+        VmState::Running | VmState::Paused if owns_nodes => Err(ActionError::NodesAfterBoot {
+            id: id.cloned().unwrap_or_else(|| "without an id".to_owned()),
+        }),
+        VmState::Running | VmState::Paused => Err(ActionError::NotYet(route)),
     }
 }
 
-fn signal_set() -> libc::sigset_t {
-    // SAFETY: a signal set is plain data; `sigemptyset` initialises it next.
-    let mut set = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is ours.
-    unsafe { libc::sigemptyset(&raw mut set) };
-    for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
-        // SAFETY: the set is initialised and the signal number valid.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    set
-}
-
-/// Whether this process was started with the signal ignored, as `nohup` does; it stays so.
-fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: an action is plain data, for which zero is a value.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: nothing is changed, and the old action is written to `action`.
-    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
-    asked == 0 && action.sa_sigaction == libc::SIG_IGN
-}
-
-struct Signals {
-    file: File,
-    handle: Handle,
-}
-
-impl Signals {
-    fn open(handle: Handle) -> io::Result<Self> {
-        let set = signal_set();
-        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
-        // SAFETY: the set is initialised; a new descriptor is made.
-        let fd = unsafe { libc::signalfd(-1, &raw const set, flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and ours.
-        let file = unsafe { File::from_raw_fd(fd) };
-        Ok(Self { file, handle })
-    }
-}
-
-impl MutEventSubscriber for Signals {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        while matches!(self.file.read(&mut info), Ok(length) if length == info.len()) {
-            let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-            log::info!("signal {number}: shutting down");
-            self.handle.shutdown();
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        let events = Events::new_raw(self.file.as_raw_fd(), EventSet::IN);
-        if let Err(error) = ops.add(events) {
-            log::error!("cannot wait for signals: {error:?}");
-        }
+fn pong() -> VmmPingResponse {
+    VmmPingResponse {
+        build_version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        pid: std::process::id(),
+        features: Vec::new(),
     }
 }

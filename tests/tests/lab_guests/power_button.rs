@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{Initramfs, Lab, Report};
-use vmm::Vmm;
 use vmm::config::{ConsoleMode, PayloadConfig, SerialConfig, VmConfig};
+use vmm::{AfterGuest, Vmm};
 
 use crate::CMDLINE;
 
@@ -30,8 +30,9 @@ pub fn press_when_ready(script: &str) -> Result<Report> {
         },
         ..VmConfig::default()
     };
-    let vmm = Vmm::new(config)?;
+    let mut vmm = Vmm::new(AfterGuest::End)?;
     let handle = vmm.handle();
+    vmm.start(config)?;
     let running = std::thread::spawn(move || vmm.run());
     let outcome = wait_for_ready(&console);
     if outcome.is_ok() {

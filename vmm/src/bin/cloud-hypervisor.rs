@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use vmm::config::cli::{self, CliError, Command};
 use vmm::console::terminal;
-use vmm::{Vmm, block_signals, logger};
+use vmm::{AfterGuest, Vmm, block_signals, logger};
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
@@ -55,6 +55,7 @@ fn run(config: vmm::config::VmConfig, log: &cli::LogOptions) -> Result<()> {
         )
     })?;
     block_signals().context("cannot block signals")?;
-    config.validate_on(vmm::machine::HOST_ISA, &vmm::machine::host_memory())?;
-    Ok(Vmm::new(config)?.run()?)
+    let mut vmm = Vmm::new(AfterGuest::End)?;
+    vmm.start(config)?;
+    Ok(vmm.run()?)
 }

@@ -109,7 +109,8 @@ pub enum ConsoleMode {
 pub struct SerialConfig {
     /// Where it is connected to.
     pub mode: ConsoleMode,
-    /// The file of [`ConsoleMode::File`].
+    /// The file of [`ConsoleMode::File`]; in what `vm.info` says, also that of
+    /// [`ConsoleMode::Pty`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// The socket of [`ConsoleMode::Socket`].
@@ -149,7 +150,8 @@ impl Default for ConsoleConfig {
 pub struct DebugConsoleConfig {
     /// Where it is connected to: off, a pseudo-terminal, the terminal or a file.
     pub mode: ConsoleMode,
-    /// The file of [`ConsoleMode::File`].
+    /// The file of [`ConsoleMode::File`]; in what `vm.info` says, also that of
+    /// [`ConsoleMode::Pty`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// The I/O port.
@@ -242,7 +244,9 @@ fn check_paths(
             ConsoleMode::Socket => socket_fault(path),
             _ => path_fault(path),
         };
-        if *user != mode {
+        // Where a pseudo-terminal was, when `vm.info` described the machine; the next one is elsewhere.
+        let was_told = mode == ConsoleMode::Pty && *user == ConsoleMode::File;
+        if *user != mode && !was_told {
             let reason = format!("contradicts the mode {mode}");
             problems.push(Problem::invalid(at, reason));
         } else if let Some(reason) = fault {

@@ -29,6 +29,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use console::{
@@ -96,10 +97,18 @@ impl VmConfig {
     /// The text is not JSON, or members are unknown, not supported yet, missing or of the wrong
     /// type: all of them. The values are for [`VmConfig::validate`] to check.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigErrors> {
-        let mut problems = Vec::new();
-        let config = tree::read(json::document(text)?, &mut problems);
-        ConfigErrors::of(config, problems)
+        from_json(text)
     }
+}
+
+/// Reads the body of a request, as [`VmConfig::from_json`] does.
+///
+/// # Errors
+/// As there.
+pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigErrors> {
+    let mut problems = Vec::new();
+    let value = tree::read(json::document(text)?, &mut problems);
+    ConfigErrors::of(value, problems)
 }
 
 /// An option whose keys are the fields of a type.

@@ -71,6 +71,37 @@ impl VmConfig {
     }
 }
 
+impl VmConfig {
+    /// Gives every passed-through device the name that it has in any case, see
+    /// [`VmConfig::device_ids`]: so it keeps it when others come and go.
+    pub fn name_devices(&mut self) {
+        let names = self.device_ids();
+        for (id, name) in self.ids_mut().zip(names) {
+            id.get_or_insert(name);
+        }
+    }
+
+    /// Takes the passed-through device of that name out.
+    ///
+    /// # Returns
+    /// Whether there was one.
+    pub fn remove_device(&mut self, name: &str) -> bool {
+        self.name_devices();
+        let before = self.devices.len() + self.user_devices.len();
+        let is_other = |id: &Option<String>| id.as_deref() != Some(name);
+        self.devices.retain(|device| is_other(&device.id));
+        self.user_devices.retain(|device| is_other(&device.id));
+        self.devices.len() + self.user_devices.len() < before
+    }
+
+    /// In the order of [`VmConfig::device_ids`].
+    fn ids_mut(&mut self) -> impl Iterator<Item = &mut Option<String>> {
+        let devices = self.devices.iter_mut().map(|device| &mut device.id);
+        let user_devices = self.user_devices.iter_mut();
+        devices.chain(user_devices.map(|device| &mut device.id))
+    }
+}
+
 /// A passed-through device of any kind.
 pub(super) struct Passthrough<'a> {
     /// The option that gave it, for messages.

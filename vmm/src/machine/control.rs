@@ -14,8 +14,6 @@ pub enum Ending {
     PowerOff,
     /// The guest asked to be started afresh.
     Reset,
-    /// The operator asked the VMM to end.
-    Requested,
     /// A vCPU cannot run further.
     Failed(Box<VcpuFailure>),
 }
@@ -37,14 +35,10 @@ impl Control {
     }
 
     /// Asks the machine to end. The first reason counts: a guest that powers off and resets at
-    /// once is powered off if that came first. Only a reset gives way to the operator, whose request
-    /// comes once and must not be lost in a guest that resets again and again.
+    /// once is powered off if that came first.
     pub fn end(&self, ending: Ending) {
         let mut slot = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*slot, &ending) {
-            (None, _) | (Some(Ending::Reset), Ending::Requested) => *slot = Some(ending),
-            _ => (),
-        }
+        slot.get_or_insert(ending);
         if let Err(error) = self.event.write(1) {
             log::error!("cannot wake the main loop: {error}");
         }
@@ -81,15 +75,5 @@ mod tests {
         assert!(matches!(ending, Some(Ending::PowerOff)), "{ending:?}");
         let ending = outcome([Ending::Reset, Ending::PowerOff]);
         assert!(matches!(ending, Some(Ending::Reset)), "{ending:?}");
-        let ending = outcome([Ending::PowerOff, Ending::Requested]);
-        assert!(matches!(ending, Some(Ending::PowerOff)), "{ending:?}");
-    }
-
-    #[test]
-    fn a_reset_does_not_swallow_the_operators_request() {
-        let ending = outcome([Ending::Reset, Ending::Requested]);
-        assert!(matches!(ending, Some(Ending::Requested)), "{ending:?}");
-        let ending = outcome([Ending::Requested, Ending::Reset]);
-        assert!(matches!(ending, Some(Ending::Requested)), "{ending:?}");
     }
 }

@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::config::cli::PlanOptions;
 use crate::config::{ConfigErrors, VmConfig};
 use crate::machine::{HOST_ISA, Host, host_memory};
-use crate::passthrough::{Passthrough, PassthroughError};
+use crate::passthrough::{self, PassthroughError};
 use crate::plan::{FirmwarePlan, HostFacts, Plan, PlanError, PlannedTable};
 
 /// Why a plan cannot be shown.
@@ -86,7 +86,7 @@ pub fn show(config: &VmConfig, options: &PlanOptions) -> Result<String, ShowErro
     let mut facts = recorded.unwrap_or_else(own_facts);
     config.validate_on(facts.isa, &facts.memory)?;
     if is_here {
-        facts.devices = Passthrough::open(config)?.facts();
+        facts.devices = passthrough::look(config)?;
     }
     let plan = Plan::new(config, &facts)?;
     if let Some(folder) = folder {
