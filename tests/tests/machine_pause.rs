@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tests::probe;
 use vmm::config::cli;
 use vmm::console::{Backend, Mode};
+use vmm::events::Events;
 use vmm::machine::{Consoles, Control, Ending, Host, Machine, Payload, prepare_kicks};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
@@ -71,7 +72,7 @@ impl Guest {
         };
         let host = Host::open().unwrap();
         let losses = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let passthrough = Passthrough::open(&config, &losses).unwrap();
+        let passthrough = Passthrough::open(&config, &losses, &Events::none()).unwrap();
         let plan = Plan::new(&config, &host.facts).unwrap();
         let mut payload = Payload::open(&config.payload).unwrap();
         let control = Arc::new(Control::new().unwrap());

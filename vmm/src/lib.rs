@@ -4,6 +4,8 @@ mod acpi;
 pub mod api;
 pub mod config;
 pub mod console;
+pub mod events;
+mod inherited;
 pub mod logger;
 pub mod machine;
 pub mod passthrough;

@@ -20,6 +20,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{DeviceConfig, UserDeviceConfig, VmConfig};
+use crate::events::Events;
 use crate::plan::{FunctionSource, PciPlan};
 
 pub use self::presence::{Presence, find_loss};
@@ -113,6 +114,7 @@ pub struct Passthrough {
     container: Option<Arc<Container>>,
     devices: BTreeMap<String, OpenDevice>,
     losses: Arc<EventFd>,
+    events: Events,
 }
 
 /// Finds out what the devices of a configuration are: opens them, and closes them again.
@@ -121,19 +123,25 @@ pub struct Passthrough {
 /// One of them cannot be had.
 pub fn look(config: &VmConfig) -> Result<BTreeMap<String, DeviceFacts>, PassthroughError> {
     let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PassthroughError::Events)?;
-    Ok(Passthrough::open(config, &Arc::new(losses))?.facts())
+    Ok(Passthrough::open(config, &Arc::new(losses), &Events::none())?.facts())
 }
 
 impl Passthrough {
-    /// Opens the devices of a configuration; `losses` is written when one is lost.
+    /// Opens the devices of a configuration; `losses` is written when one is lost, which `events` are
+    /// told of.
     ///
     /// # Errors
     /// One of them cannot be had.
-    pub fn open(config: &VmConfig, losses: &Arc<EventFd>) -> Result<Self, PassthroughError> {
+    pub fn open(
+        config: &VmConfig,
+        losses: &Arc<EventFd>,
+        events: &Events,
+    ) -> Result<Self, PassthroughError> {
         let mut passthrough = Self {
             container: None,
             devices: BTreeMap::new(),
             losses: Arc::clone(losses),
+            events: events.clone(),
         };
         for device in &config.devices {
             passthrough.open_vfio(device)?;
@@ -232,7 +240,7 @@ impl Passthrough {
         })?;
         let device = Arc::new(device);
         let option = format!("--device path={}", path.display());
-        let presence = Arc::new(Presence::new(option.clone(), &self.losses));
+        let presence = Arc::new(Presence::new(option.clone(), &self.losses, &self.events));
         let facts = probe(&*device, Some(device.driver()), x_exclude_mmap_bars);
         let facts = facts.map_err(|source| PassthroughError::Probe { option, source })?;
         self.devices.insert(
@@ -267,7 +275,7 @@ impl Passthrough {
         let client = Arc::new(client);
         let facts = probe(&*client, None, &[]);
         let option = format!("--user-device socket={}", socket.display());
-        let presence = Arc::new(Presence::new(option.clone(), &self.losses));
+        let presence = Arc::new(Presence::new(option.clone(), &self.losses, &self.events));
         let facts = facts.map_err(|source| PassthroughError::Probe { option, source })?;
         self.devices.insert(
             socket.to_string_lossy().into_owned(),

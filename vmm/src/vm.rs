@@ -15,6 +15,7 @@ use self::consoles::OpenConsoles;
 use crate::api::{VmInfo, VmState};
 use crate::config::VmConfig;
 use crate::console::ConsoleError;
+use crate::events::{Event, Events};
 use crate::machine::{
     Control, Host, Machine, MachineError, NmiError, PauseError, Payload, PayloadError,
 };
@@ -68,6 +69,8 @@ pub struct Process {
     pub control: Arc<Control>,
     /// Written when a device was lost.
     pub losses: Arc<EventFd>,
+    /// Who is told what happens.
+    pub monitor: Events,
 }
 
 /// A virtual machine, booted or not.
@@ -138,9 +141,11 @@ impl Vm {
     /// # Errors
     /// Any [`BootError`]; nothing is left open then.
     pub fn boot(&mut self, process: &Process, main_loop: &mut MainLoop) -> Result<(), BootError> {
+        process.monitor.report(Event::Booting);
         let lent = Lent::open(&self.config, process, main_loop)?;
         self.start(lent, process, main_loop)?;
         self.was_booted = true;
+        process.monitor.report(Event::Booted);
         Ok(())
     }
 
@@ -152,8 +157,14 @@ impl Vm {
         let Some(Booted { machine, lent }) = self.booted.take() else {
             return Ok(());
         };
+        process.monitor.report(Event::Rebooting);
         stop(machine, process);
-        self.start(lent, process, main_loop)
+        let started = self.start(lent, process, main_loop);
+        process.monitor.report(match started {
+            Ok(()) => Event::Rebooted,
+            Err(_) => Event::Shutdown,
+        });
+        started
     }
 
     /// Stops it, whatever the guest does, and closes what it used.
@@ -161,6 +172,7 @@ impl Vm {
         if let Some(Booted { machine, lent }) = self.booted.take() {
             stop(machine, process);
             lent.close(main_loop);
+            process.monitor.report(Event::Shutdown);
         }
     }
 
@@ -168,17 +180,21 @@ impl Vm {
     ///
     /// # Errors
     /// A vCPU does not stop; all run on then.
-    pub fn pause(&self) -> Result<(), PauseError> {
+    pub fn pause(&self, process: &Process) -> Result<(), PauseError> {
         if let Some(booted) = &self.booted {
+            process.monitor.report(Event::Pausing);
             booted.machine.pause()?;
+            process.monitor.report(Event::Paused);
         }
         Ok(())
     }
 
     /// Lets its vCPUs go on. If it is not booted, nothing happens.
-    pub fn resume(&self) {
+    pub fn resume(&self, process: &Process) {
         if let Some(booted) = &self.booted {
+            process.monitor.report(Event::Resuming);
             booted.machine.resume();
+            process.monitor.report(Event::Resumed);
         }
     }
 
@@ -240,7 +256,7 @@ impl Lent {
         process: &Process,
         main_loop: &mut MainLoop,
     ) -> Result<Self, BootError> {
-        let passthrough = Passthrough::open(config, &process.losses)?;
+        let passthrough = Passthrough::open(config, &process.losses, &process.monitor)?;
         let mut facts = process.host.facts.clone();
         facts.devices = passthrough.facts();
         let plan = Plan::new(config, &facts)?;

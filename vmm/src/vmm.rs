@@ -17,6 +17,7 @@ use crate::api::{
     Action, ActionError, Answer, VmCounters, VmRemoveDevice, VmState, VmmPingResponse,
 };
 use crate::config::{ConfigErrors, DeviceConfig, UserDeviceConfig, VmConfig};
+use crate::events::{Event, Events};
 use crate::machine::{
     Control, Ending, HOST_ISA, Host, HostError, VcpuFailure, host_memory, prepare_for_gone_memory,
     prepare_kicks,
@@ -72,17 +73,18 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Opens KVM and prepares this process for virtual machines.
+    /// Opens KVM and prepares this process for virtual machines; `monitor` is told what happens.
     ///
     /// # Errors
     /// There is no KVM, or there are no descriptors left.
-    pub fn new(after_guest: AfterGuest) -> Result<Self, VmmError> {
+    pub fn new(after_guest: AfterGuest, monitor: &Events) -> Result<Self, VmmError> {
         let host = Host::open()?;
         let losses = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmmError::Events)?;
         let process = Process {
             host,
             control: Arc::new(Control::new().map_err(VmmError::Events)?),
             losses: Arc::new(losses),
+            monitor: monitor.clone(),
         };
         let mut main_loop = EventManager::new().map_err(VmmError::Loop)?;
         let (handle, requests) = Handle::new().map_err(VmmError::Events)?;
@@ -172,7 +174,13 @@ impl Vmm {
                 }
             }
             Some(Ending::PowerOff) => None,
-            Some(Ending::Failed(failure)) => Some(failure.into()),
+            Some(Ending::Failed(failure)) => {
+                let reason = failure.summary();
+                self.process
+                    .monitor
+                    .report(Event::VcpuFailed { reason: &reason });
+                Some(failure.into())
+            }
         };
         vm.shutdown(&self.process, &mut self.main_loop);
         match (self.after_guest, error) {
@@ -202,11 +210,14 @@ impl Vmm {
                 let (vm, process, main_loop) = self.booted()?;
                 vm.reboot(process, main_loop).map_err(ActionError::Boot)?;
             }
-            Action::Pause => self
-                .in_state(VmState::Running)?
-                .pause()
-                .map_err(ActionError::Pause)?,
-            Action::Resume => self.in_state(VmState::Paused)?.resume(),
+            Action::Pause => {
+                let (vm, process, _) = self.in_state(&[VmState::Running])?;
+                vm.pause(process).map_err(ActionError::Pause)?;
+            }
+            Action::Resume => {
+                let (vm, process, _) = self.in_state(&[VmState::Paused])?;
+                vm.resume(process);
+            }
             Action::PowerButton => {
                 let (vm, ..) = self.booted()?;
                 if !vm.press_power_button() {
@@ -238,18 +249,13 @@ impl Vmm {
     fn delete(&mut self) {
         if let Some(mut vm) = self.vm.take() {
             vm.shutdown(&self.process, &mut self.main_loop);
+            self.process.monitor.report(Event::Deleted);
         }
     }
 
     fn boot(&mut self) -> Result<(), ActionError> {
-        let vm = self.vm.as_mut().ok_or(ActionError::NotCreated)?;
-        match vm.state() {
-            VmState::Created | VmState::Shutdown => {
-                let booted = vm.boot(&self.process, &mut self.main_loop);
-                booted.map_err(ActionError::Boot)
-            }
-            state => Err(ActionError::State(state)),
-        }
+        let (vm, process, main_loop) = self.in_state(&[VmState::Created, VmState::Shutdown])?;
+        vm.boot(process, main_loop).map_err(ActionError::Boot)
     }
 
     fn add_device(&mut self, device: DeviceConfig) -> Result<(), ActionError> {
@@ -301,20 +307,19 @@ impl Vmm {
         self.vm.as_mut().ok_or(ActionError::NotCreated)
     }
 
-    /// The virtual machine, if it is in that state.
-    fn in_state(&mut self, wanted: VmState) -> Result<&mut Vm, ActionError> {
-        let vm = self.created()?;
-        match vm.state() {
-            state if state == wanted => Ok(vm),
-            state => Err(ActionError::State(state)),
-        }
-    }
-
     /// The virtual machine, if it is booted, and what it runs on.
     fn booted(&mut self) -> Result<(&mut Vm, &Process, &mut MainLoop), ActionError> {
+        self.in_state(&[VmState::Running, VmState::Paused])
+    }
+
+    /// The virtual machine, if it is in one of these states, and what it runs on.
+    fn in_state(
+        &mut self,
+        states: &[VmState],
+    ) -> Result<(&mut Vm, &Process, &mut MainLoop), ActionError> {
         let vm = self.vm.as_mut().ok_or(ActionError::NotCreated)?;
         match vm.state() {
-            VmState::Running | VmState::Paused => Ok((vm, &self.process, &mut self.main_loop)),
+            state if states.contains(&state) => Ok((vm, &self.process, &mut self.main_loop)),
             state => Err(ActionError::State(state)),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use tests::{Initramfs, Lab, Report};
 use vmm::config::{ConsoleMode, PayloadConfig, SerialConfig, VmConfig};
+use vmm::events::Events;
 use vmm::{AfterGuest, Vmm};
 
 use crate::CMDLINE;
@@ -30,7 +31,7 @@ pub fn press_when_ready(script: &str) -> Result<Report> {
         },
         ..VmConfig::default()
     };
-    let mut vmm = Vmm::new(AfterGuest::End)?;
+    let mut vmm = Vmm::new(AfterGuest::End, &Events::none())?;
     let handle = vmm.handle();
     vmm.start(config)?;
     let running = std::thread::spawn(move || vmm.run());

@@ -2,13 +2,17 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use vmm::config::cli::{self, CliError, Command};
+use vmm::config::{Target, VmConfig};
 use vmm::console::terminal;
+use vmm::events::{self, Event, Events};
 use vmm::{AfterGuest, Vmm, block_signals, logger};
 
 fn main() -> ExitCode {
+    let start = Instant::now();
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => return refuse(&error),
@@ -18,7 +22,11 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Command::Run { config, log } => ending(run(*config, &log)),
+        Command::Run {
+            config,
+            log,
+            event_monitor,
+        } => ending(start_and_run(*config, &log, event_monitor.as_ref(), start)),
         Command::Plan { config, options } => ending(plan(&config, &options)),
     }
 }
@@ -34,7 +42,7 @@ fn ending(result: Result<()>) -> ExitCode {
     }
 }
 
-fn plan(config: &vmm::config::VmConfig, options: &cli::PlanOptions) -> Result<()> {
+fn plan(config: &VmConfig, options: &cli::PlanOptions) -> Result<()> {
     logger::start(0, None)?;
     let text = vmm::show::show(config, options)?;
     io::stdout()
@@ -47,15 +55,36 @@ fn refuse(error: &CliError) -> ExitCode {
     ExitCode::from(CliError::EXIT_CODE)
 }
 
-fn run(config: vmm::config::VmConfig, log: &cli::LogOptions) -> Result<()> {
+/// Starts what watches the VMM, and runs the machine.
+fn start_and_run(
+    config: VmConfig,
+    log: &cli::LogOptions,
+    event_monitor: Option<&Target>,
+    start: Instant,
+) -> Result<()> {
+    // Threads inherit what is blocked, and inherited descriptors are to be taken over before any
+    // are opened.
+    block_signals().context("cannot block signals")?;
+    let events = match event_monitor {
+        Some(target) => Events::start(target, start)?,
+        None => Events::none(),
+    };
+    events::report_panics(&events);
     logger::start(log.verbosity, log.file.as_deref()).with_context(|| {
         log.file.as_ref().map_or_else(
             || "cannot log to standard error".to_owned(),
             |file| format!("--log-file {}: cannot create it", file.display()),
         )
     })?;
-    block_signals().context("cannot block signals")?;
-    let mut vmm = Vmm::new(AfterGuest::End)?;
+    events.report(Event::Starting);
+    let result = run(config, &events);
+    events.report(Event::VmmShutdown);
+    events.close();
+    result
+}
+
+fn run(config: VmConfig, events: &Events) -> Result<()> {
+    let mut vmm = Vmm::new(AfterGuest::End, events)?;
     vmm.start(config)?;
     Ok(vmm.run()?)
 }

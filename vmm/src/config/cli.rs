@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::error::{ConfigErrors, Problem};
+use super::target::{EVENT_MONITOR, Target, TargetOption};
 use super::tree::{self, Node};
 use super::{Place, SECTIONS, Section, VM, VmConfig, help, option_string, payload};
 
@@ -21,6 +22,8 @@ pub enum Command {
         config: Box<VmConfig>,
         /// What is logged.
         log: LogOptions,
+        /// Where events are reported.
+        event_monitor: Option<Target>,
     },
     /// Show what a virtual machine would be, without running it.
     Plan {
@@ -89,6 +92,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
     };
     let mut problems = Vec::new();
     refuse_what_is_not_there(&matches, &mut problems);
+    let event_monitor = target(&EVENT_MONITOR, &matches, &mut problems);
     let tree = configuration(&matches, &mut problems);
     let config = tree::read(tree, &mut problems);
     let config = Box::new(ConfigErrors::of(config, problems)?);
@@ -108,6 +112,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
             verbosity: matches.get_count(VERBOSE),
             file: matches.get_one(LOG_FILE).cloned(),
         },
+        event_monitor,
     })
 }
 
@@ -151,6 +156,7 @@ fn command() -> clap::Command {
         .next_line_help(true)
         .args(taking_text)
         .args(plan_options())
+        .arg(target_option(&EVENT_MONITOR))
         .arg(
             Arg::new(LOG_FILE)
                 .long(LOG_FILE)
@@ -164,6 +170,15 @@ fn command() -> clap::Command {
                 .action(ArgAction::Count)
                 .help("Log more; may be given several times"),
         )
+}
+
+/// An option that says where something is, as clap knows it.
+fn target_option(option: &TargetOption) -> Arg {
+    Arg::new(option.name)
+        .long(option.name)
+        .value_name(help::value_name(&option.spelling))
+        .value_parser(OsStringValueParser::new())
+        .help(help::section(&option.spelling))
 }
 
 /// What shows a machine instead of running it.
@@ -242,6 +257,16 @@ fn texts<'a>(matches: &'a ArgMatches, option: &str, problems: &mut Vec<Problem>)
         }
     }
     texts
+}
+
+/// The value of an option that says where something is.
+fn target(
+    option: &TargetOption,
+    matches: &ArgMatches,
+    problems: &mut Vec<Problem>,
+) -> Option<Target> {
+    let texts = texts(matches, option.name, problems);
+    option.read(texts.first()?, problems)
 }
 
 /// Puts the options together as the members of a [`VmConfig`].

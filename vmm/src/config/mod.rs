@@ -22,6 +22,7 @@ mod payload;
 mod pci_segment;
 mod platform;
 mod spelling;
+mod target;
 mod tree;
 mod user_device;
 mod validate;
@@ -48,6 +49,7 @@ pub use passthrough::MAX_PCI_DEVICE_ID;
 pub use payload::PayloadConfig;
 pub use pci_segment::PciSegmentConfig;
 pub use platform::{MAX_PCI_SEGMENTS, PlatformConfig};
+pub use target::Target;
 pub use user_device::UserDeviceConfig;
 
 use spelling::{NotYet, Spelling};
@@ -202,7 +204,6 @@ const VM: Spelling = Spelling {
         NotYet::option("api-socket"),
         NotYet::both("balloon"),
         NotYet::named("disk", "disks"),
-        NotYet::option("event-monitor"),
         NotYet::both("fs"),
         NotYet::named("generic-vhost-user", "generic_vhost_user"),
         NotYet::field("iommu").unless_json("false"),

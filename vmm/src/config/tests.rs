@@ -23,7 +23,11 @@ fn option<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, String> {
 fn machine(name: &str, text: &str) -> Result<VmConfig, String> {
     let args = ["vmm", &format!("--{name}"), text];
     match cli::parse(args.map(Into::into)) {
-        Ok(cli::Command::Run { config, log: _ }) => Ok(*config),
+        Ok(cli::Command::Run {
+            config,
+            log: _,
+            event_monitor: _,
+        }) => Ok(*config),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
     }

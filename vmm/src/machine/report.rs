@@ -112,6 +112,11 @@ impl fmt::Display for VcpuFailure {
 }
 
 impl VcpuFailure {
+    /// Which vCPU and why, without registers: what may be told to anybody.
+    pub fn summary(&self) -> String {
+        format!("vCPU {}: {}", self.index, self.reason)
+    }
+
     /// Adds what KVM can still tell of the vCPU to the reason.
     pub fn collect(index: u32, reason: FailureReason, vcpu: &mut VcpuFd) -> Self {
         let registers = registers(vcpu);

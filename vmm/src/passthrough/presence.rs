@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 use pci::device::DeviceError;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::events::{Event, Events};
+
 /// Whether a device is still there.
 #[derive(Debug)]
 pub struct Presence {
@@ -19,16 +21,19 @@ pub struct Presence {
     lost: AtomicBool,
     /// Written when it is lost, as that of others.
     losses: Arc<EventFd>,
+    /// Where its loss is reported.
+    events: Events,
 }
 
 impl Presence {
-    /// A device that is there. `losses` is written when it is lost.
-    pub fn new(option: String, losses: &Arc<EventFd>) -> Self {
+    /// A device that is there. `losses` is written when it is lost, which `events` are told of.
+    pub fn new(option: String, losses: &Arc<EventFd>, events: &Events) -> Self {
         Self {
             option,
             name: OnceLock::new(),
             lost: AtomicBool::new(false),
             losses: Arc::clone(losses),
+            events: events.clone(),
         }
     }
 
@@ -47,19 +52,25 @@ impl Presence {
         if self.lost.swap(true, Ordering::AcqRel) {
             return;
         }
-        device_lost(self.name.get(), &self.option, reason);
+        self.report(&describe(reason));
         if let Err(error) = self.losses.write(1) {
             log::error!("cannot wake the main loop: {error}");
         }
     }
-}
 
-/// Reports the loss of a device: every one is reported here, and once.
-fn device_lost(name: Option<&String>, option: &str, reason: &(dyn Error + 'static)) {
-    let reason = describe(reason);
-    match name {
-        Some(name) => log::error!("device {name} ({option}) is lost: {reason}"),
-        None => log::error!("the device of {option} is lost: {reason}"),
+    /// Reports the loss: every one is reported here, and once.
+    fn report(&self, reason: &str) {
+        let option = &self.option;
+        let id = self.name.get();
+        match id {
+            Some(name) => log::error!("device {name} ({option}) is lost: {reason}"),
+            None => log::error!("the device of {option} is lost: {reason}"),
+        }
+        self.events.report(Event::DeviceLost {
+            id: id.map(String::as_str),
+            option,
+            reason,
+        });
     }
 }
 
@@ -100,9 +111,13 @@ pub fn find_loss<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a DeviceError
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::time::Instant;
+
     use thiserror::Error;
 
     use super::*;
+    use crate::config::Target;
 
     #[derive(Debug, Error)]
     #[error("an outer one")]
@@ -111,7 +126,10 @@ mod tests {
     #[test]
     fn a_device_is_lost_once() {
         let losses = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let presence = Presence::new("--device path=/sys/x".to_owned(), &losses);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let events = Events::start(&Target::Path(path.clone()), Instant::now()).unwrap();
+        let presence = Presence::new("--device path=/sys/x".to_owned(), &losses, &events);
         presence.set_name("gpu0");
         assert!(!presence.is_lost());
         losses.read().unwrap_err();
@@ -120,6 +138,15 @@ mod tests {
             assert!(presence.is_lost());
         }
         assert_eq!(losses.read().unwrap(), 1);
+        events.close();
+        let event: serde_json::Value =
+            serde_json::from_reader(File::open(path).unwrap()).expect("one event");
+        assert_eq!(event["source"], "vm");
+        assert_eq!(event["event"], "device-lost");
+        assert_eq!(
+            event["properties"].to_string(),
+            r#"{"id":"gpu0","option":"--device path=/sys/x","reason":"it burns"}"#
+        );
     }
 
     #[test]

@@ -129,7 +129,11 @@ mod tests {
     fn what_the_driver_says_is_heard_once() {
         for asked in [true, false] {
             let losses = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-            let presence = Arc::new(Presence::new(String::new(), &losses));
+            let presence = Arc::new(Presence::new(
+                String::new(),
+                &losses,
+                &crate::events::Events::none(),
+            ));
             let event = || EventFd::new(EFD_NONBLOCK).unwrap();
             let (request, error) = (event(), event());
             let writer = if asked { &request } else { &error }.try_clone().unwrap();

@@ -54,7 +54,8 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 11] = [
+const KEYS: [(&str, &[&str]); 12] = [
+    ("--event-monitor", &["path", "fd"]),
     (
         "--cpus",
         &[
@@ -289,8 +290,15 @@ fn a_machine_is_put_together_from_its_options() {
         "-vv",
         "--log-file",
         "/log",
+        "--event-monitor",
+        "path=/run/events",
     ];
-    let Ok(Command::Run { config, log }) = run(&args) else {
+    let Ok(Command::Run {
+        config,
+        log,
+        event_monitor,
+    }) = run(&args)
+    else {
         panic!("not a machine");
     };
     assert_eq!(
@@ -314,6 +322,7 @@ fn a_machine_is_put_together_from_its_options() {
         file: Some(PathBuf::from("/log")),
     };
     assert_eq!(log, expected);
+    assert_eq!(event_monitor, Some(Target::Path("/run/events".into())));
 }
 
 #[test]
@@ -421,6 +430,23 @@ fn a_required_key_that_is_missing_is_named_with_its_option() {
     ] {
         assert_eq!(run(&args).unwrap_err().to_string(), message);
     }
+}
+
+#[test]
+fn events_go_to_one_place_at_most() {
+    let target = |args: &[&str]| match run(args) {
+        Ok(Command::Run { event_monitor, .. }) => event_monitor,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(target(&["--kernel", "k"]), None);
+    assert_eq!(target(&["--event-monitor", "fd=7"]), Some(Target::Fd(7)));
+    assert_eq!(
+        error(&["--event-monitor", "fd=0", "--cpus", "boot=x"]),
+        "--event-monitor fd=0: descriptors below 3 are the standard streams\n\
+         --cpus boot=x: \"x\" is not a number"
+    );
+    let twice = ["--event-monitor", "fd=7", "--event-monitor", "fd=8"];
+    assert!(matches!(run(&twice), Err(CliError::Usage(_))));
 }
 
 #[test]

@@ -7,7 +7,11 @@ use crate::config::cli::{self, Command};
 fn configured(options: &[&str]) -> VmConfig {
     let args = ["vmm", "--kernel", "/kernel"].iter().chain(options);
     match cli::parse(args.map(Into::into)) {
-        Ok(Command::Run { config, log: _ }) => *config,
+        Ok(Command::Run {
+            config,
+            log: _,
+            event_monitor: _,
+        }) => *config,
         other => panic!("{options:?}: {other:?}"),
     }
 }

@@ -6,6 +6,7 @@ use pci::device::{Device, DeviceRegion, IrqKind};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::events::Events;
 
 const PAGE: u64 = 64 << 10;
 const PLACE: u64 = 0x40_0000_0000;
@@ -106,7 +107,7 @@ fn owner(answer: Answer) -> Owner {
     let losses = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     Owner {
         device: Arc::new(Fake(answer)),
-        presence: Arc::new(Presence::new(String::new(), &losses)),
+        presence: Arc::new(Presence::new(String::new(), &losses, &Events::none())),
     }
 }
 
