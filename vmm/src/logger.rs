@@ -1,16 +1,19 @@
 //! Log messages, to standard error or a file.
 
+mod format;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use log::{LevelFilter, Log, Metadata, Record};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+pub use self::format::{DEFAULT as DEFAULT_FORMAT, Format, FormatError, tokens};
 
 /// How long a message waits for room in a standard error that is full, in milliseconds.
 const PATIENCE: i32 = 1000;
@@ -75,6 +78,7 @@ impl Write for StandardError {
 
 struct Logger {
     output: Mutex<Box<dyn Write + Send>>,
+    format: Format,
     start: Instant,
 }
 
@@ -87,16 +91,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let thread = thread::current();
-        let line = format!(
-            "cloud-hypervisor: {:.6}s: <{}> {}:{}:{} -- {}\n",
-            self.start.elapsed().as_secs_f64(),
-            thread.name().unwrap_or("anonymous"),
-            record.level(),
-            record.file().unwrap_or("unknown"),
-            record.line().unwrap_or(0),
-            record.args()
-        );
+        let line = self.format.line(record, self.start.elapsed());
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // There is nowhere left to say that messages cannot be written.
         let _ = output.write_all(line.as_bytes());
@@ -108,19 +103,20 @@ impl Log for Logger {
     }
 }
 
-/// Starts logging to `file`, which is truncated, or to standard error. Each of the operator's `-v`
-/// adds a level, from warnings upwards.
+/// Starts logging to `file`, which is truncated, or to standard error, with times since `start`.
+/// Each of the operator's `-v` adds a level, from warnings upwards.
 ///
 /// # Errors
 /// If the file cannot be created, or standard error not be watched.
-pub fn start(verbosity: u8, file: Option<&Path>) -> io::Result<()> {
+pub fn start(verbosity: u8, file: Option<&Path>, format: Format, start: Instant) -> io::Result<()> {
     let output: Box<dyn Write + Send> = match file {
         Some(path) => Box::new(File::create(path)?),
         None => Box::new(StandardError::new(io::stderr())?),
     };
     let logger = Logger {
         output: Mutex::new(output),
-        start: Instant::now(),
+        format,
+        start,
     };
     log::set_max_level(match verbosity {
         0 => LevelFilter::Warn,

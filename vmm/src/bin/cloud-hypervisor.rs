@@ -9,7 +9,8 @@ use vmm::config::cli::{self, CliError, Command};
 use vmm::config::{Target, VmConfig};
 use vmm::console::terminal;
 use vmm::events::{self, Event, Events};
-use vmm::{AfterGuest, Vmm, block_signals, logger};
+use vmm::logger::{self, Format};
+use vmm::{AfterGuest, Vmm, block_signals};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -26,8 +27,8 @@ fn main() -> ExitCode {
             config,
             log,
             event_monitor,
-        } => ending(start_and_run(*config, &log, event_monitor.as_ref(), start)),
-        Command::Plan { config, options } => ending(plan(&config, &options)),
+        } => ending(start_and_run(*config, log, event_monitor.as_ref(), start)),
+        Command::Plan { config, options } => ending(plan(&config, &options, start)),
     }
 }
 
@@ -42,8 +43,8 @@ fn ending(result: Result<()>) -> ExitCode {
     }
 }
 
-fn plan(config: &VmConfig, options: &cli::PlanOptions) -> Result<()> {
-    logger::start(0, None)?;
+fn plan(config: &VmConfig, options: &cli::PlanOptions, start: Instant) -> Result<()> {
+    logger::start(0, None, Format::default(), start)?;
     let text = vmm::show::show(config, options)?;
     io::stdout()
         .write_all(text.as_bytes())
@@ -58,7 +59,7 @@ fn refuse(error: &CliError) -> ExitCode {
 /// Starts what watches the VMM, and runs the machine.
 fn start_and_run(
     config: VmConfig,
-    log: &cli::LogOptions,
+    log: cli::LogOptions,
     event_monitor: Option<&Target>,
     start: Instant,
 ) -> Result<()> {
@@ -70,17 +71,26 @@ fn start_and_run(
         None => Events::none(),
     };
     events::report_panics(&events);
-    logger::start(log.verbosity, log.file.as_deref()).with_context(|| {
-        log.file.as_ref().map_or_else(
-            || "cannot log to standard error".to_owned(),
-            |file| format!("--log-file {}: cannot create it", file.display()),
-        )
-    })?;
+    start_logging(log, start)?;
     events.report(Event::Starting);
     let result = run(config, &events);
     events.report(Event::VmmShutdown);
     events.close();
     result
+}
+
+fn start_logging(options: cli::LogOptions, start: Instant) -> Result<()> {
+    let cli::LogOptions {
+        verbosity,
+        file,
+        format,
+    } = options;
+    logger::start(verbosity, file.as_deref(), format, start).with_context(|| {
+        file.as_ref().map_or_else(
+            || "cannot log to standard error".to_owned(),
+            |file| format!("--log-file {}: cannot create it", file.display()),
+        )
+    })
 }
 
 fn run(config: VmConfig, events: &Events) -> Result<()> {

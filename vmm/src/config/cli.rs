@@ -12,6 +12,7 @@ use super::error::{ConfigErrors, Problem};
 use super::target::{EVENT_MONITOR, Target, TargetOption};
 use super::tree::{self, Node};
 use super::{Place, SECTIONS, Section, VM, VmConfig, help, option_string, payload};
+use crate::logger::{self, Format};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct LogOptions {
     pub verbosity: u8,
     /// The file that is logged to; standard error if absent.
     pub file: Option<PathBuf>,
+    /// What each line looks like.
+    pub format: Format,
 }
 
 /// How a plan is shown.
@@ -92,6 +95,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
     };
     let mut problems = Vec::new();
     refuse_what_is_not_there(&matches, &mut problems);
+    let format = log_format(&matches, &mut problems);
     let event_monitor = target(&EVENT_MONITOR, &matches, &mut problems);
     let tree = configuration(&matches, &mut problems);
     let config = tree::read(tree, &mut problems);
@@ -111,6 +115,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
         log: LogOptions {
             verbosity: matches.get_count(VERBOSE),
             file: matches.get_one(LOG_FILE).cloned(),
+            format,
         },
         event_monitor,
     })
@@ -118,6 +123,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
 
 const VERBOSE: &str = "verbose";
 const LOG_FILE: &str = "log-file";
+const LOG_FORMAT: &str = "log-format";
 const PLAN: &str = "plan";
 const PLAN_FORMAT: &str = "plan-format";
 const PLAN_FACTS: &str = "plan-facts";
@@ -157,19 +163,7 @@ fn command() -> clap::Command {
         .args(taking_text)
         .args(plan_options())
         .arg(target_option(&EVENT_MONITOR))
-        .arg(
-            Arg::new(LOG_FILE)
-                .long(LOG_FILE)
-                .value_name("path")
-                .value_parser(PathBufValueParser::new())
-                .help("Log to a file [default: standard error]"),
-        )
-        .arg(
-            Arg::new(VERBOSE)
-                .short('v')
-                .action(ArgAction::Count)
-                .help("Log more; may be given several times"),
-        )
+        .args(log_options())
 }
 
 /// An option that says where something is, as clap knows it.
@@ -179,6 +173,30 @@ fn target_option(option: &TargetOption) -> Arg {
         .value_name(help::value_name(&option.spelling))
         .value_parser(OsStringValueParser::new())
         .help(help::section(&option.spelling))
+}
+
+/// What is logged, how and where.
+fn log_options() -> [Arg; 3] {
+    [
+        Arg::new(LOG_FILE)
+            .long(LOG_FILE)
+            .value_name("path")
+            .value_parser(PathBufValueParser::new())
+            .help("Log to a file [default: standard error]"),
+        Arg::new(LOG_FORMAT)
+            .long(LOG_FORMAT)
+            .value_name("format")
+            .value_parser(OsStringValueParser::new())
+            .help(format!(
+                "Form of a line of the log, with any of {} [default: {}]",
+                logger::tokens(),
+                logger::DEFAULT_FORMAT
+            )),
+        Arg::new(VERBOSE)
+            .short('v')
+            .action(ArgAction::Count)
+            .help("Log more; may be given several times"),
+    ]
 }
 
 /// What shows a machine instead of running it.
@@ -267,6 +285,21 @@ fn target(
 ) -> Option<Target> {
     let texts = texts(matches, option.name, problems);
     option.read(texts.first()?, problems)
+}
+
+/// The form of the log's lines.
+fn log_format(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Format {
+    let texts = texts(matches, LOG_FORMAT, problems);
+    let Some(text) = texts.first() else {
+        return Format::default();
+    };
+    text.parse().unwrap_or_else(|error| {
+        problems.push(Problem::invalid(
+            format_args!("--{LOG_FORMAT} {text}"),
+            error,
+        ));
+        Format::default()
+    })
 }
 
 /// Puts the options together as the members of a [`VmConfig`].

@@ -209,7 +209,6 @@ const VM: Spelling = Spelling {
         NotYet::field("iommu").unless_json("false"),
         NotYet::named("landlock", "landlock_enable").unless_json("false"),
         NotYet::named("landlock-rules", "landlock_rules"),
-        NotYet::option("log-format"),
         NotYet::both("net"),
         NotYet::option("no-shutdown"),
         NotYet::both("pmem"),

@@ -290,6 +290,8 @@ fn a_machine_is_put_together_from_its_options() {
         "-vv",
         "--log-file",
         "/log",
+        "--log-format",
+        "{level}, {{{msg}}}",
         "--event-monitor",
         "path=/run/events",
     ];
@@ -320,6 +322,7 @@ fn a_machine_is_put_together_from_its_options() {
     let expected = LogOptions {
         verbosity: 2,
         file: Some(PathBuf::from("/log")),
+        format: "{level}, {{{msg}}}".parse().unwrap(),
     };
     assert_eq!(log, expected);
     assert_eq!(event_monitor, Some(Target::Path("/run/events".into())));
@@ -447,6 +450,24 @@ fn events_go_to_one_place_at_most() {
     );
     let twice = ["--event-monitor", "fd=7", "--event-monitor", "fd=8"];
     assert!(matches!(run(&twice), Err(CliError::Usage(_))));
+}
+
+#[test]
+fn the_form_of_the_log_is_read_with_everything_else() {
+    let format = |args: &[&str]| match run(args) {
+        Ok(Command::Run { log, .. }) => log.format,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(format(&["--kernel", "k"]), Format::default());
+    let default = "cloud-hypervisor: {boottime}s: <{thread}> {level}:{location} -- {msg}";
+    assert_eq!(format(&["--log-format", default]), Format::default());
+    assert_ne!(format(&["--log-format", "{msg}"]), Format::default());
+    assert_eq!(
+        error(&["--log-format", "{msg} {mgs}", "--cpus", "boot=x"]),
+        "--log-format {msg} {mgs}: {mgs} is unknown; there are {boottime}, {wallclock}, {pid}, \
+         {tid}, {thread}, {level}, {location}, {msg}\n\
+         --cpus boot=x: \"x\" is not a number"
+    );
 }
 
 #[test]
