@@ -6,6 +6,7 @@ pub mod config;
 pub mod console;
 pub mod events;
 mod inherited;
+mod listener;
 pub mod logger;
 pub mod machine;
 pub mod passthrough;

@@ -5,6 +5,7 @@
 //! statuses.
 
 mod action;
+pub mod http;
 mod numa;
 mod routes;
 mod types;

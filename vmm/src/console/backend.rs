@@ -297,7 +297,7 @@ impl MutEventSubscriber for Backend {
             // Edge-triggered, so that a client that cannot be accepted, for want of descriptors,
             // does not keep the loop busy; the next one that comes makes it try again.
             Host::Socket(socket) => Some(Events::new(
-                &socket.listener,
+                socket.listener.socket(),
                 EventSet::IN | EventSet::EDGE_TRIGGERED,
             )),
             Host::Stdin(Stdin {

@@ -1,16 +1,12 @@
 //! A file that a console writes to.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::ConsoleError;
-
-/// Device and inode of a file, so that nobody else's is removed.
-pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
+use crate::listener::identity;
 
 /// A file that was not there before; unless it is kept, it goes again when this is dropped.
 pub(super) struct NewFile {
