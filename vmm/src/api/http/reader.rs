@@ -144,9 +144,18 @@ impl<'a> Reader<'a> {
         let mut body = Vec::new();
         let mut line = Vec::new();
         loop {
-            self.line(MAX_CHUNK_LINE, &mut line)?;
+            self.line(
+                MAX_CHUNK_LINE,
+                "the length of a chunk is too long",
+                &mut line,
+            )?;
+            // The parser takes an empty line for the last chunk.
             let length = match httparse::parse_chunk_size(&line) {
-                Ok(Status::Complete((_, length))) => usize::try_from(length).unwrap_or(usize::MAX),
+                Ok(Status::Complete((_, length)))
+                    if line.first().is_some_and(u8::is_ascii_hexdigit) =>
+                {
+                    usize::try_from(length).unwrap_or(usize::MAX)
+                }
                 _ => return Err(Refusal::new(400, "the length of a chunk is wrong").into()),
             };
             if length == 0 {
@@ -156,15 +165,16 @@ impl<'a> Reader<'a> {
                 return Err(self.too_long());
             }
             self.take(length, &mut body)?;
-            self.line(2, &mut line)?;
+            let longer = "a chunk is longer than it says";
+            self.line(2, longer, &mut line)?;
             if !line.trim_ascii().is_empty() {
-                return Err(Refusal::new(400, "a chunk is longer than it says").into());
+                return Err(Refusal::new(400, longer).into());
             }
         }
         // Trailer fields are of no use here.
         let mut left = self.limits.header;
         loop {
-            self.line(left, &mut line)?;
+            self.line(left, "the trailer is too long", &mut line)?;
             if line.trim_ascii().is_empty() {
                 return Ok(body);
             }
@@ -191,13 +201,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A line of no more than `limit` bytes, with its end.
-    fn line(&mut self, limit: usize, line: &mut Vec<u8>) -> Result<(), NoRequest> {
+    /// A line of no more than `limit` bytes, with its end; a longer one is refused as `too_long`.
+    fn line(&mut self, limit: usize, too_long: &str, line: &mut Vec<u8>) -> Result<(), NoRequest> {
         line.clear();
         loop {
             let room = limit.saturating_sub(line.len());
             if room == 0 {
-                return Err(Refusal::new(400, "a line of a chunked body is too long").into());
+                return Err(Refusal::new(400, too_long).into());
             }
             let seen = self.look(room)?;
             let bytes = self.piece.get(..seen).unwrap_or_default();

@@ -339,6 +339,14 @@ fn large_bodies_pass_whole() {
 }
 
 #[test]
+fn threads_are_named() {
+    let running = Running::start(Limits::default());
+    for thread in ["http-0", "http-1"] {
+        assert_eq!(running.ask("GET /thread HTTP/1.1\r\n\r\n").text(), thread);
+    }
+}
+
+#[test]
 fn a_service_that_panics_is_answered_for() {
     let running = Running::start(Limits::default());
     for path in ["/panic", "/nonsense"] {

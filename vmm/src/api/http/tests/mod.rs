@@ -81,6 +81,7 @@ impl Service for Echo {
             "/nothing" => Response::new(200),
             "/big" => Response::json(200, vec![b'x'; BIG]),
             "/half-big" => Response::json(200, vec![b'x'; BIG / 8]),
+            "/thread" => Response::json(200, std::thread::current().name().unwrap_or_default()),
             "/panic" => panic!("the service was asked to panic"),
             "/nonsense" => Response::new(7),
             "/not-allowed" => Response {
@@ -94,12 +95,7 @@ impl Service for Echo {
             "/files" => {
                 let mut text = String::new();
                 for file in files {
-                    let flags =
-                        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
-                    let flags = flags.unwrap();
-                    let line = flags.lines().find(|line| line.starts_with("flags:"));
-                    // O_CLOEXEC
-                    assert!(line.unwrap().trim_end().contains("02"), "{flags}");
+                    assert!(is_close_on_exec(file.as_raw_fd()));
                     File::from(file).read_to_string(&mut text).unwrap();
                     text.push(' ');
                 }
@@ -119,6 +115,14 @@ impl Service for Echo {
     fn refuse(&self, status: u16, reason: &str) -> Response {
         Response::json(status, format!("[{reason:?}]"))
     }
+}
+
+/// proc_pid_fdinfo(5)
+fn is_close_on_exec(number: RawFd) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    flags & libc::O_CLOEXEC != 0
 }
 
 /// A server on a socket of its own.
@@ -199,7 +203,7 @@ impl Client {
 
     fn answer_to_head(&mut self) -> Answer {
         let head = self.head();
-        let mut lines = head.trim_end().split("\r\n");
+        let mut lines = head.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
         let status_line = lines.next().unwrap().to_owned();
         assert!(status_line.starts_with("HTTP/1.1 "), "{head}");
         Answer {
