@@ -114,7 +114,7 @@ proptest! {
         cuts in vec(any::<usize>(), 0..12),
     ) {
         let bytes = fragments.concat();
-        let whole = read(&[bytes.clone()]);
+        let whole = read(std::slice::from_ref(&bytes));
         let pieces = read(&cut(&bytes, &cuts));
         prop_assert_eq!(whole, pieces);
     }
