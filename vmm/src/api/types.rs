@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::config::VmConfig;
 use crate::plan::GpaRange;
 
 /// Answer to `vmm.ping`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmmPingResponse {
     /// Version of the build.
     pub build_version: String,
@@ -22,7 +23,7 @@ pub struct VmmPingResponse {
 }
 
 /// What a virtual machine is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum VmState {
     /// It has not been booted yet.
     Created,
@@ -46,7 +47,7 @@ impl fmt::Display for VmState {
 }
 
 /// Answer to `vm.info`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmInfo {
     /// What was asked for, with the names that devices were given. A pseudo-terminal has its path as
     /// `file` while there is one.
@@ -57,15 +58,17 @@ pub struct VmInfo {
     pub memory_actual_size: u64,
     /// Devices by their names; absent while the machine is not booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub device_tree: Option<BTreeMap<String, DeviceNode>>,
     /// NUMA nodes as the guest finds them: an extension of ours; absent while the machine is not
     /// booted and where the guest is told of none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub numa: Option<NumaInfo>,
 }
 
 /// A device of the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceNode {
     /// Its name.
     pub id: String,
@@ -75,11 +78,12 @@ pub struct DeviceNode {
     pub children: Vec<String>,
     /// Where it is on PCI: `<segment>:<bus>:<device>.<function>`, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pci_bdf: Option<String>,
 }
 
 /// Something of the guest's that belongs to a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Resource {
     /// I/O ports.
     PioAddressRange {
@@ -113,7 +117,7 @@ pub enum Resource {
 }
 
 /// What a PCI BAR decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum PciBarType {
     /// I/O ports.
     Io,
@@ -124,7 +128,7 @@ pub enum PciBarType {
 }
 
 /// NUMA as the guest finds it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NumaInfo {
     /// The nodes, by ascending ids.
     pub nodes: Vec<NumaNode>,
@@ -135,7 +139,7 @@ pub struct NumaInfo {
 }
 
 /// A NUMA node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NumaNode {
     /// Its id in the configuration, or the one that `guest_numa_ids=auto` made.
     pub guest_numa_id: u32,
@@ -143,20 +147,23 @@ pub struct NumaNode {
     pub proximity_domain: u32,
     /// The number that Linux will give it, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub linux_node: Option<u32>,
     /// vCPUs in it, ascending.
     pub cpus: Vec<u32>,
     /// Memory zones in it.
     pub memory_zones: Vec<String>,
     /// Where its RAM is; nowhere in an empty node.
+    #[schema(value_type = Vec<GpaRangeSchema>)]
     pub memory: Vec<GpaRange>,
     /// The passed-through device that owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub device: Option<String>,
 }
 
 /// A passed-through device and its NUMA nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NumaDevice {
     /// Its name.
     pub id: String,
@@ -170,11 +177,12 @@ pub struct NumaDevice {
     pub generic_initiators: bool,
     /// Its memory that CPUs may cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub coherent_memory: Option<CoherentMemory>,
 }
 
 /// Memory of a device that CPUs may cache, which its driver can make NUMA memory of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CoherentMemory {
     /// The BAR that it is in.
     pub bar: u8,
@@ -182,14 +190,26 @@ pub struct CoherentMemory {
     pub size: u64,
     /// Guest-physical address where firmware puts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub address: Option<u64>,
 }
 
 /// Answer to `vm.counters`: for each device that counts, what it has counted.
 pub type VmCounters = BTreeMap<String, BTreeMap<String, u64>>;
 
+/// How a [`GpaRange`] is written; its crate knows nothing of schemas.
+#[derive(ToSchema)]
+#[schema(as = GpaRange)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct GpaRangeSchema {
+    /// First guest-physical address.
+    start: u64,
+    /// Bytes.
+    size: u64,
+}
+
 /// Body of `vm.remove-device`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmRemoveDevice {
     /// Name of the device.

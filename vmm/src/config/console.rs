@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use arch::Isa;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
+use super::schema::{self, HostPath, SocketPath};
 use super::spelling::{Bare, Fallback, Key, NotYet, Spelling, Value, word};
 use super::validate::{path_fault, socket_fault};
 
@@ -87,7 +89,7 @@ pub const DEBUG_CONSOLE: Spelling = Spelling {
 };
 
 /// Where a console is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ConsoleMode {
     /// The guest has no such device.
     Off,
@@ -104,7 +106,7 @@ pub enum ConsoleMode {
 }
 
 /// The serial port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SerialConfig {
     /// Where it is connected to.
@@ -112,9 +114,11 @@ pub struct SerialConfig {
     /// The file of [`ConsoleMode::File`]; in what `vm.info` says, also that of
     /// [`ConsoleMode::Pty`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HostPath>)]
     pub file: Option<PathBuf>,
     /// The socket of [`ConsoleMode::Socket`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SocketPath>)]
     pub socket: Option<PathBuf>,
 }
 
@@ -129,10 +133,11 @@ impl Default for SerialConfig {
 }
 
 /// The virtio console; there is none yet, so `Off` is the only mode that passes validation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Where it is connected to.
+    #[schema(schema_with = schema::no_console)]
     pub mode: ConsoleMode,
 }
 
@@ -145,17 +150,20 @@ impl Default for ConsoleConfig {
 }
 
 /// The debug console: one I/O port that characters are written to. x86_64 only.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DebugConsoleConfig {
     /// Where it is connected to: off, a pseudo-terminal, the terminal or a file.
+    #[schema(schema_with = schema::debug_console)]
     pub mode: ConsoleMode,
     /// The file of [`ConsoleMode::File`]; in what `vm.info` says, also that of
     /// [`ConsoleMode::Pty`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HostPath>)]
     pub file: Option<PathBuf>,
     /// The I/O port.
     #[serde(default = "default_iobase")]
+    #[schema(default = default_iobase)]
     pub iobase: u16,
 }
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use arch::Isa;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
@@ -75,22 +76,27 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// The virtual CPUs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpusConfig {
     /// vCPUs that run at boot.
+    #[schema(minimum = 1, maximum = 255)]
     pub boot_vcpus: u32,
     /// vCPUs that the guest can ever have, those at boot included.
+    #[schema(minimum = 1, maximum = 255)]
     pub max_vcpus: u32,
-    /// Topology that the guest is shown; `None` means one package of `max_vcpus` cores.
+    /// Topology that the guest is shown; without it, cores in a package for each NUMA node that has
+    /// CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,
-    /// Limit on the guest-physical address width, in bits; `None` is the default of the
-    /// architecture, see [`CpusConfig::phys_bits_limit`].
+    /// Limit on the guest-physical address width, in bits; without it 46 on x86_64, and what the host
+    /// has on aarch64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 32, maximum = 52)]
     pub max_phys_bits: Option<u8>,
     /// Whether the guest is offered hardware virtualization. x86_64 only: on aarch64 no guest is.
     #[serde(default = "enabled")]
+    #[schema(default = enabled)]
     pub nested: bool,
     /// Host CPUs that vCPUs may run on; a vCPU that is not named runs anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -98,30 +104,36 @@ pub struct CpusConfig {
 }
 
 /// Units at each level of the topology; their product is the number of vCPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuTopology {
     /// Threads in a core.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1, maximum = 255)]
     pub threads_per_core: u32,
     /// Cores in a die.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1, maximum = 255)]
     pub cores_per_die: u32,
     /// Dies in a package.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1, maximum = 255)]
     pub dies_per_package: u32,
     /// Packages in the machine.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1, maximum = 255)]
     pub packages: u32,
 }
 
 /// Where one vCPU may run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuAffinity {
     /// The vCPU, from 0.
+    #[schema(maximum = 254)]
     pub vcpu: u32,
     /// Host CPUs, as the host's kernel numbers them.
+    #[schema(min_items = 1, maximum = 8191)]
     pub host_cpus: Vec<u32>,
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::device_nodes::{GenericInitiator, GuestNumaIds};
 use super::error::Problem;
 use super::passthrough;
+use super::schema::{self, DeviceName, HostPath};
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
 
@@ -56,26 +58,32 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// A device of the host that the guest is given.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
     /// Its folder in sysfs.
+    #[schema(value_type = HostPath)]
     pub path: PathBuf,
     /// Whether it is behind a virtual IOMMU. There is none yet, so only `false` passes validation.
     #[serde(default)]
+    #[schema(schema_with = schema::no_iommu)]
     pub iommu: bool,
-    /// Its name; [`VmConfig::device_ids`](super::VmConfig::device_ids) has one in any case.
+    /// Its name; without it the device is given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<DeviceName>)]
     pub id: Option<String>,
     /// The PCI segment that the guest finds it on.
     #[serde(default)]
+    #[schema(default = u16::default, maximum = 95)]
     pub pci_segment: u16,
-    /// Its device number there, 1 to 31, and 0 on segments other than 0; `None` is any that is free
+    /// Its device number there, 1 to 31, and 0 on segments other than 0; without it, any that is free
     /// but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 31)]
     pub pci_device_id: Option<u8>,
     /// BARs of which no part is mapped into the guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(maximum = 5, max_items = 6)]
     pub x_exclude_mmap_bars: Vec<u8>,
     /// NUMA nodes of the guest that its memory may use. This and what follows are extensions of
     /// ours, so they are written only where they differ from the default.
@@ -83,10 +91,12 @@ pub struct DeviceConfig {
     pub guest_numa_ids: Option<GuestNumaIds>,
     /// How the guest is told that those nodes are its own.
     #[serde(default, skip_serializing_if = "GenericInitiator::is_auto")]
+    #[schema(default = GenericInitiator::default)]
     pub generic_initiator: GenericInitiator,
     /// Whether its memory may be mapped non-cacheable where an aarch64 host's KVM can do no better,
     /// rather than the device refused.
     #[serde(default, skip_serializing_if = "is_off")]
+    #[schema(default = bool::default)]
     pub x_allow_noncacheable: bool,
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::error::Problem;
 use super::passthrough::{self, Passthrough};
@@ -95,7 +96,9 @@ impl<'de> Visitor<'de> for IdsVisitor {
 /// How a guest is told which nodes are a device's own: by the range of nodes in the `_DSD` of the
 /// device's ACPI node, by generic initiator entries in the SRAT (ACPI 6.5, section 5.2.16.6), or by
 /// both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, ToSchema,
+)]
 pub enum GenericInitiator {
     /// As suits the device and its place.
     #[default]

@@ -1,6 +1,7 @@
 //! `--memory`: the guest's RAM.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
 use super::memory_zone::{self, BARE_ZONE, MemoryZoneConfig};
@@ -50,28 +51,35 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// The guest's RAM and how the host provides it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryConfig {
-    /// Bytes.
+    /// Bytes; 0 where RAM is in zones, and at least 1 MiB elsewhere.
+    #[schema(multiple_of = 4096, maximum = 4503599627370496u64)]
     pub size: u64,
     /// Whether the host may merge equal pages (KSM).
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub mergeable: bool,
     /// Whether the mapping is shared, so that other processes can be given the memory.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub shared: bool,
     /// Whether the memory comes from the host's reserved huge pages.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub hugepages: bool,
-    /// Bytes in one of those; `None` is the host's default.
+    /// Bytes in one of those, a power of two; without it, the host's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 4096)]
     pub hugepage_size: Option<u64>,
     /// Whether all of it is allocated before the guest starts.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub prefault: bool,
     /// Whether the host may back it with transparent huge pages.
     #[serde(default = "enabled")]
+    #[schema(default = enabled)]
     pub thp: bool,
     /// RAM in zones; `size` is 0 then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
+use super::schema::HostPath;
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
 use crate::plan::HostMemory;
@@ -98,33 +100,41 @@ pub const SPELLING: Spelling = Spelling {
 pub const BARE_ZONE: &str = "mem0";
 
 /// A part of the guest's RAM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryZoneConfig {
     /// Its name.
+    #[schema(min_length = 1)]
     pub id: String,
     /// Bytes.
+    #[schema(multiple_of = 4096, minimum = 4096, maximum = 4503599627370496u64)]
     pub size: u64,
-    /// File that is mapped, or folder for one without a name; `None` is anonymous memory.
+    /// File that is mapped, or folder for one without a name; without it, anonymous memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HostPath>)]
     pub file: Option<PathBuf>,
     /// Whether the host may merge equal pages (KSM).
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub mergeable: bool,
     /// Whether the mapping is shared, so that other processes can be given the memory.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub shared: bool,
     /// Whether the memory comes from the host's reserved huge pages.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub hugepages: bool,
-    /// Bytes in one of those; `None` is the host's default.
+    /// Bytes in one of those, a power of two; without it, the host's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 4096)]
     pub hugepage_size: Option<u64>,
-    /// Host node that the memory is allocated on; `None` is any.
+    /// Host node that the memory is allocated on; without it, any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_numa_node: Option<u32>,
     /// Whether all of it is allocated before the guest starts.
     #[serde(default)]
+    #[schema(default = bool::default)]
     pub prefault: bool,
 }
 

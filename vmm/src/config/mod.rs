@@ -21,6 +21,7 @@ mod passthrough;
 mod payload;
 mod pci_segment;
 mod platform;
+mod schema;
 mod spelling;
 mod target;
 mod tree;
@@ -32,6 +33,7 @@ mod tests;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use console::{
     ConsoleConfig, ConsoleMode, DEFAULT_DEBUG_CONSOLE_PORT, DebugConsoleConfig, SerialConfig,
@@ -49,34 +51,41 @@ pub use passthrough::MAX_PCI_DEVICE_ID;
 pub use payload::PayloadConfig;
 pub use pci_segment::PciSegmentConfig;
 pub use platform::{MAX_PCI_SEGMENTS, PlatformConfig};
+pub use schema::complete_schema;
 pub use target::Target;
 pub use user_device::UserDeviceConfig;
 
 use spelling::{NotYet, Spelling};
 
 /// A virtual machine, as the user asks for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
     /// The virtual CPUs.
     #[serde(default)]
+    #[schema(default = CpusConfig::default)]
     pub cpus: CpusConfig,
     /// The guest's RAM.
     #[serde(default)]
+    #[schema(default = MemoryConfig::default)]
     pub memory: MemoryConfig,
     /// What the guest boots.
     pub payload: PayloadConfig,
     /// The serial port.
     #[serde(default)]
+    #[schema(default = SerialConfig::default)]
     pub serial: SerialConfig,
     /// The virtio console.
     #[serde(default)]
+    #[schema(default = ConsoleConfig::default)]
     pub console: ConsoleConfig,
     /// The debug console.
     #[serde(default)]
+    #[schema(default = DebugConsoleConfig::default)]
     pub debug_console: DebugConsoleConfig,
     /// How the machine introduces itself to the guest.
     #[serde(default)]
+    #[schema(default = PlatformConfig::default)]
     pub platform: PlatformConfig,
     /// NUMA nodes; without any the guest is not told of NUMA.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

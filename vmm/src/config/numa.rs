@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arch::Isa;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::VmConfig;
 use super::error::Problem;
@@ -71,13 +72,15 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// A NUMA node of the guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NumaConfig {
     /// Its ACPI proximity domain.
+    #[schema(maximum = 1023)]
     pub guest_numa_id: u32,
     /// vCPUs in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(maximum = 254)]
     pub cpus: Vec<u32>,
     /// Distances to other nodes, relative to the 10 of its own memory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -90,44 +93,51 @@ pub struct NumaConfig {
     pub hmat: Vec<NumaInitiator>,
     /// PCI segments whose devices are near it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(maximum = 95)]
     pub pci_segments: Vec<u16>,
-    /// Passed-through device whose memory it is for, by its name; see
-    /// [`VmConfig::device_nodes`].
+    /// Passed-through device whose memory it is for, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_id: Option<String>,
 }
 
 /// How far another node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NumaDistance {
     /// The other node.
+    #[schema(maximum = 1023)]
     pub destination: u32,
-    /// How far it is; a node's own memory is at 10.
+    /// How far it is; a node's own memory is at 10, and no other is nearer than 11.
+    #[schema(minimum = 10, maximum = 254)]
     pub distance: u32,
 }
 
 /// How fast the CPUs of one node reach the memory of another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NumaInitiator {
     /// The node whose CPUs are meant.
+    #[schema(maximum = 1023)]
     pub initiator: u32,
     /// How fast they reach it.
     pub access: AccessPerformance,
 }
 
 /// Latencies and bandwidths of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessPerformance {
     /// Nanoseconds of a read.
+    #[schema(minimum = 1, maximum = 4294967)]
     pub read_latency: u32,
     /// Nanoseconds of a write.
+    #[schema(minimum = 1, maximum = 4294967)]
     pub write_latency: u32,
     /// MB/s (ACPI 6.5, section 5.2.28.4) that can be read.
+    #[schema(minimum = 1)]
     pub read_bandwidth: u32,
     /// MB/s that can be written.
+    #[schema(minimum = 1)]
     pub write_bandwidth: u32,
 }
 

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
+use super::schema::{CommandLine, HostPath};
 use super::spelling::{Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
 
@@ -41,17 +43,20 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// What the guest boots.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PayloadConfig {
     /// The kernel image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = HostPath, required)]
     pub kernel: Option<PathBuf>,
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<CommandLine>)]
     pub cmdline: Option<String>,
     /// The initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HostPath>)]
     pub initramfs: Option<PathBuf>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::VmConfig;
 use super::error::Problem;
@@ -42,16 +43,19 @@ pub const SPELLING: Spelling = Spelling {
 
 /// A PCI segment's share of the address space for BARs. A segment that is not named has weights of
 /// 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PciSegmentConfig {
     /// The segment.
+    #[schema(maximum = 95)]
     pub pci_segment: u16,
     /// Its share for 32-bit BARs, in proportion to the weights of other segments.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1)]
     pub mmio32_aperture_weight: u32,
     /// Its share for 64-bit BARs.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1)]
     pub mmio64_aperture_weight: u32,
 }
 

@@ -2,8 +2,10 @@
 
 use arch::Isa;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::Problem;
+use super::schema::{SmbiosText, Uuid};
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 
 /// How `--platform` is spelled.
@@ -126,52 +128,66 @@ const MAX_OEM_STRINGS: usize = 255;
 pub const MAX_PCI_SEGMENTS: u16 = 96;
 
 /// The machine as a whole: PCI segments, SMBIOS strings, and ACPI or not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlatformConfig {
     /// PCI segments: they are numbered from 0.
     #[serde(default = "one")]
+    #[schema(default = one, minimum = 1, maximum = 96)]
     pub num_pci_segments: u16,
     /// Whether passed-through devices may reach each other's memory, that is, the BARs that are
     /// mapped into the guest.
     #[serde(default = "enabled")]
+    #[schema(default = enabled)]
     pub vfio_p2p_dma: bool,
     /// SMBIOS system manufacturer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_manufacturer: Option<String>,
     /// SMBIOS system product name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_product_name: Option<String>,
     /// SMBIOS system version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_version: Option<String>,
-    /// SMBIOS system serial number; read it through [`PlatformConfig::serial`].
+    /// SMBIOS system serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_serial_number: Option<String>,
-    /// SMBIOS system UUID; read it through [`PlatformConfig::uuid`].
+    /// SMBIOS system UUID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>)]
     pub system_uuid: Option<String>,
     /// SMBIOS system SKU number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_sku_number: Option<String>,
     /// SMBIOS system family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub system_family: Option<String>,
     /// SMBIOS OEM strings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<SmbiosText>, max_items = 255)]
     pub oem_strings: Vec<String>,
     /// SMBIOS asset tag of the enclosure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub chassis_asset_tag: Option<String>,
     /// Older name of `system_serial_number`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SmbiosText>)]
     pub serial_number: Option<String>,
     /// Older name of `system_uuid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>)]
     pub uuid: Option<String>,
     /// Whether the guest is given ACPI; without it an aarch64 guest gets a device tree alone.
     /// An extension of ours, so it is written only where it differs from the default.
     #[serde(default = "enabled", skip_serializing_if = "is_enabled")]
+    #[schema(default = enabled)]
     pub acpi: bool,
 }
 

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::device_nodes::{GenericInitiator, GuestNumaIds};
 use super::error::Problem;
 use super::passthrough;
+use super::schema::{DeviceName, SocketPath};
 use super::spelling::{Fallback, Key, Spelling, Value};
 use super::validate::socket_fault;
 
@@ -34,20 +36,24 @@ pub const SPELLING: Spelling = Spelling {
 };
 
 /// A device in another process that the guest is given.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserDeviceConfig {
     /// Unix socket of the process.
+    #[schema(value_type = SocketPath)]
     pub socket: PathBuf,
-    /// Its name; [`VmConfig::device_ids`](super::VmConfig::device_ids) has one in any case.
+    /// Its name; without it the device is given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<DeviceName>)]
     pub id: Option<String>,
     /// The PCI segment that the guest finds it on.
     #[serde(default)]
+    #[schema(default = u16::default, maximum = 95)]
     pub pci_segment: u16,
-    /// Its device number there, 1 to 31, and 0 on segments other than 0; `None` is any that is free
+    /// Its device number there, 1 to 31, and 0 on segments other than 0; without it, any that is free
     /// but 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 31)]
     pub pci_device_id: Option<u8>,
     /// NUMA nodes of the guest that its memory may use. This and what follows are extensions of
     /// ours, so they are written only where they differ from the default.
@@ -55,6 +61,7 @@ pub struct UserDeviceConfig {
     pub guest_numa_ids: Option<GuestNumaIds>,
     /// How the guest is told that those nodes are its own.
     #[serde(default, skip_serializing_if = "GenericInitiator::is_auto")]
+    #[schema(default = GenericInitiator::default)]
     pub generic_initiator: GenericInitiator,
 }
 
