@@ -3,7 +3,10 @@
 //! One table; dispatch, the OpenAPI document and the tests go by it. Statuses are those of Cloud
 //! Hypervisor's interface, where it says what they are.
 
+use std::collections::BTreeSet;
+
 use super::action::{Action, ActionError};
+use super::types::VmState;
 use crate::config::{ConfigErrors, VmConfig, from_json};
 
 /// What every path begins with.
@@ -39,6 +42,14 @@ pub struct Route {
     pub about: &'static str,
     /// What it makes the VMM do.
     pub effect: Effect,
+    /// Which virtual machine it needs.
+    pub needs: Needs,
+    /// The type of the body that it needs, if it needs one.
+    pub body: Option<&'static str>,
+    /// The type of what it answers with; without one, with nothing.
+    pub answer: Option<&'static str>,
+    /// Whether it can fail although everything that it needs is there.
+    pub may_fail: bool,
 }
 
 /// What a route makes the VMM do.
@@ -51,6 +62,31 @@ pub enum Effect {
     /// It belongs to the interface and is not there yet.
     NotYet,
 }
+
+/// Which virtual machine a route needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Whichever, or none.
+    Nothing,
+    /// None.
+    NoVm,
+    /// Any.
+    Vm,
+    /// One that is not booted.
+    NotBooted,
+    /// One that is not booted: what it does to others is not there yet.
+    NotBootedYet,
+    /// One that is booted.
+    Booted,
+    /// One that runs.
+    Running,
+    /// One that is paused.
+    Paused,
+}
+
+/// Statuses of answers to a request that does not reach its route: it takes too long, it is too
+/// large, its header is, the VMM is ending or has no room.
+pub const BEFORE_ROUTES: [u16; 4] = [408, 413, 431, 503];
 
 impl Route {
     /// The route of a path, if there is one.
@@ -70,46 +106,109 @@ impl Route {
             Effect::NotYet => Err(ActionError::NotYet(self.name)),
         }
     }
-}
 
-const fn get(name: &'static str, action: fn() -> Action, about: &'static str) -> Route {
-    Route {
-        name,
-        method: Method::Get,
-        about,
-        effect: Effect::Act(action),
+    /// The status of the answer to a request that nothing is wrong with, by the state of the
+    /// virtual machine; `None` is that there is none. A device that is named is there.
+    pub fn status(&self, state: Option<VmState>) -> u16 {
+        use VmState::{Created, Paused, Running, Shutdown};
+        let done = if self.answer.is_some() { 200 } else { 204 };
+        if matches!(self.effect, Effect::NotYet) {
+            return 501;
+        }
+        match (self.needs, state) {
+            (Needs::Nothing, _) | (Needs::NoVm, None) => done,
+            (Needs::NoVm, Some(_)) => 409,
+            (_, None) => 404,
+            (Needs::Vm, Some(_))
+            | (Needs::NotBooted | Needs::NotBootedYet, Some(Created | Shutdown))
+            | (Needs::Booted, Some(Running | Paused))
+            | (Needs::Running, Some(Running))
+            | (Needs::Paused, Some(Paused)) => done,
+            (Needs::NotBootedYet, Some(_)) => 501,
+            (Needs::NotBooted | Needs::Booted | Needs::Running | Needs::Paused, Some(_)) => 405,
+        }
+    }
+
+    /// Every status of an answer to a request that reaches the route, ascending.
+    pub fn statuses(&self) -> Vec<u16> {
+        use VmState::{Created, Paused, Running, Shutdown};
+        let states = [
+            None,
+            Some(Created),
+            Some(Running),
+            Some(Paused),
+            Some(Shutdown),
+        ];
+        let mut statuses: BTreeSet<u16> = states.map(|state| self.status(state)).into();
+        statuses.extend(self.body.map(|_| 400));
+        statuses.extend(self.may_fail.then_some(500));
+        statuses.into_iter().collect()
+    }
+
+    const fn of(
+        name: &'static str,
+        method: Method,
+        effect: Effect,
+        needs: Needs,
+        about: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            method,
+            about,
+            effect,
+            needs,
+            body: None,
+            answer: None,
+            may_fail: false,
+        }
+    }
+
+    const fn takes(mut self, body: &'static str) -> Self {
+        self.body = Some(body);
+        self
+    }
+
+    const fn answers(mut self, answer: &'static str) -> Self {
+        self.answer = Some(answer);
+        self
+    }
+
+    const fn may_fail(mut self) -> Self {
+        self.may_fail = true;
+        self
     }
 }
 
-const fn put(name: &'static str, action: fn() -> Action, about: &'static str) -> Route {
-    Route {
-        name,
-        method: Method::Put,
-        about,
-        effect: Effect::Act(action),
-    }
+const fn get(
+    name: &'static str,
+    action: fn() -> Action,
+    needs: Needs,
+    about: &'static str,
+) -> Route {
+    Route::of(name, Method::Get, Effect::Act(action), needs, about)
+}
+
+const fn put(
+    name: &'static str,
+    action: fn() -> Action,
+    needs: Needs,
+    about: &'static str,
+) -> Route {
+    Route::of(name, Method::Put, Effect::Act(action), needs, about)
 }
 
 const fn read(
     name: &'static str,
     read: fn(&[u8]) -> Result<Action, ConfigErrors>,
+    needs: Needs,
     about: &'static str,
 ) -> Route {
-    Route {
-        name,
-        method: Method::Put,
-        about,
-        effect: Effect::Read(read),
-    }
+    Route::of(name, Method::Put, Effect::Read(read), needs, about)
 }
 
 const fn not_yet(name: &'static str, about: &'static str) -> Route {
-    Route {
-        name,
-        method: Method::Put,
-        about,
-        effect: Effect::NotYet,
-    }
+    Route::of(name, Method::Put, Effect::NotYet, Needs::Nothing, about)
 }
 
 fn create(body: &[u8]) -> Result<Action, ConfigErrors> {
@@ -130,66 +229,114 @@ fn remove_device(body: &[u8]) -> Result<Action, ConfigErrors> {
 
 /// Every route of the interface.
 pub const ROUTES: [Route; 31] = [
-    get("vmm.ping", || Action::Ping, "Says that the VMM is there"),
+    get(
+        "vmm.ping",
+        || Action::Ping,
+        Needs::Nothing,
+        "Says that the VMM is there",
+    )
+    .answers("VmmPingResponse"),
     put(
         "vmm.shutdown",
         || Action::ShutdownVmm,
+        Needs::Nothing,
         "Ends the VMM, and the virtual machine with it",
     ),
-    get("vm.info", || Action::Info, "Describes the virtual machine"),
+    get(
+        "vm.info",
+        || Action::Info,
+        Needs::Vm,
+        "Describes the virtual machine",
+    )
+    .answers("VmInfo"),
     get(
         "vm.counters",
         || Action::Counters,
+        Needs::Booted,
         "Says what its devices have counted",
-    ),
+    )
+    .answers("VmCounters"),
     read(
         "vm.create",
         create,
+        Needs::NoVm,
         "Takes a virtual machine in, without booting it",
-    ),
+    )
+    .takes("VmConfig"),
     put(
         "vm.delete",
         || Action::Delete,
+        Needs::Nothing,
         "Forgets the virtual machine; shuts it down first if need be",
     ),
-    put("vm.boot", || Action::Boot, "Boots the virtual machine"),
-    put("vm.pause", || Action::Pause, "Lets its vCPUs stand still"),
-    put("vm.resume", || Action::Resume, "Lets its vCPUs go on"),
+    put(
+        "vm.boot",
+        || Action::Boot,
+        Needs::NotBooted,
+        "Boots the virtual machine",
+    )
+    .may_fail(),
+    put(
+        "vm.pause",
+        || Action::Pause,
+        Needs::Running,
+        "Lets its vCPUs stand still",
+    )
+    .may_fail(),
+    put(
+        "vm.resume",
+        || Action::Resume,
+        Needs::Paused,
+        "Lets its vCPUs go on",
+    )
+    .may_fail(),
     put(
         "vm.shutdown",
         || Action::Shutdown,
+        Needs::Booted,
         "Stops the virtual machine, whatever the guest does",
     ),
     put(
         "vm.reboot",
         || Action::Reboot,
+        Needs::Booted,
         "Stops the virtual machine and boots it again",
-    ),
+    )
+    .may_fail(),
     put(
         "vm.power-button",
         || Action::PowerButton,
+        Needs::Booted,
         "Presses the guest's power button",
     ),
     put(
         "vm.nmi",
         || Action::Nmi,
+        Needs::Booted,
         "Gives the vCPUs a non-maskable interrupt",
-    ),
+    )
+    .may_fail(),
     read(
         "vm.add-device",
         add_device,
+        Needs::NotBootedYet,
         "Gives the virtual machine a PCI device of the host",
-    ),
+    )
+    .takes("DeviceConfig"),
     read(
         "vm.add-user-device",
         add_user_device,
+        Needs::NotBootedYet,
         "Gives the virtual machine a PCI device in another process",
-    ),
+    )
+    .takes("UserDeviceConfig"),
     read(
         "vm.remove-device",
         remove_device,
+        Needs::NotBootedYet,
         "Takes a device away from the virtual machine",
-    ),
+    )
+    .takes("VmRemoveDevice"),
     not_yet("vm.resize", "Changes vCPUs, RAM or balloon"),
     not_yet("vm.resize-disk", "Changes the size of a disk"),
     not_yet("vm.resize-zone", "Changes the size of a memory zone"),
