@@ -7,11 +7,12 @@
 mod action;
 pub mod http;
 mod numa;
+pub mod openapi;
 mod routes;
 mod types;
 
 pub use action::{Action, ActionError, Answer};
-pub use routes::{Effect, Method, ROOT, ROUTES, Route};
+pub use routes::{BEFORE_ROUTES, Effect, Method, Needs, ROOT, ROUTES, Route};
 pub use types::{
     CoherentMemory, DeviceNode, NumaDevice, NumaInfo, NumaNode, PciBarType, Resource, VmCounters,
     VmInfo, VmRemoveDevice, VmState, VmmPingResponse,
