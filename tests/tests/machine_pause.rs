@@ -65,8 +65,10 @@ impl Guest {
             "cloud-hypervisor", "--kernel", kernel, "--cmdline", words, "--cpus", &boot,
             "--memory", "size=0", "--memory-zone", &zone, "--serial", "null", "--console", "off",
         ];
-        let cli::Command::Run { config, .. } =
-            cli::parse(arguments.map(OsString::from)).expect("a proper command line")
+        let cli::Command::Run {
+            config: Some(config),
+            ..
+        } = cli::parse(arguments.map(OsString::from)).expect("a proper command line")
         else {
             panic!("nothing to run");
         };

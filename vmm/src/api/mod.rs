@@ -9,10 +9,12 @@ pub mod http;
 mod numa;
 pub mod openapi;
 mod routes;
+mod service;
 mod types;
 
 pub use action::{Action, ActionError, Answer};
 pub use routes::{BEFORE_ROUTES, Effect, Method, Needs, ROOT, ROUTES, Route};
+pub use service::Api;
 pub use types::{
     CoherentMemory, DeviceNode, NumaDevice, NumaInfo, NumaNode, PciBarType, Resource, VmCounters,
     VmInfo, VmRemoveDevice, VmState, VmmPingResponse,

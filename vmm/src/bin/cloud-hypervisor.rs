@@ -1,10 +1,13 @@
-//! Runs one virtual machine.
+//! Runs one virtual machine, of the command line or of the REST API.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use vmm::api::Api;
+use vmm::api::http::{Limits, Server, Socket};
 use vmm::config::cli::{self, CliError, Command};
 use vmm::config::{Target, VmConfig};
 use vmm::console::terminal;
@@ -23,11 +26,7 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Command::Run {
-            config,
-            log,
-            event_monitor,
-        } => ending(start_and_run(*config, log, event_monitor.as_ref(), start)),
+        Command::Run { config, options } => ending(start_and_run(config, options, start)),
         Command::Plan { config, options } => ending(plan(&config, &options, start)),
     }
 }
@@ -56,24 +55,34 @@ fn refuse(error: &CliError) -> ExitCode {
     ExitCode::from(CliError::EXIT_CODE)
 }
 
-/// Starts what watches the VMM, and runs the machine.
+/// Starts what watches the VMM, and runs it.
 fn start_and_run(
-    config: VmConfig,
-    log: cli::LogOptions,
-    event_monitor: Option<&Target>,
+    config: Option<Box<VmConfig>>,
+    options: cli::RunOptions,
     start: Instant,
 ) -> Result<()> {
+    let cli::RunOptions {
+        log,
+        event_monitor,
+        api_socket,
+        no_shutdown,
+    } = options;
     // Threads inherit what is blocked, and inherited descriptors are to be taken over before any
     // are opened.
     block_signals().context("cannot block signals")?;
     let events = match event_monitor {
-        Some(target) => Events::start(target, start)?,
+        Some(target) => Events::start(&target, start)?,
         None => Events::none(),
     };
+    let api_socket = api_socket.map(|target| listen(&target)).transpose()?;
     events::report_panics(&events);
     start_logging(log, start)?;
     events.report(Event::Starting);
-    let result = run(config, &events);
+    let after_guest = match no_shutdown {
+        true => AfterGuest::Stay,
+        false => AfterGuest::End,
+    };
+    let result = run(config, api_socket, after_guest, &events);
     events.report(Event::VmmShutdown);
     events.close();
     result
@@ -93,8 +102,29 @@ fn start_logging(options: cli::LogOptions, start: Instant) -> Result<()> {
     })
 }
 
-fn run(config: VmConfig, events: &Events) -> Result<()> {
-    let mut vmm = Vmm::new(AfterGuest::End, events)?;
-    vmm.start(config)?;
+fn listen(target: &Target) -> Result<Socket> {
+    match target {
+        Target::Path(path) => Socket::bind(path).context("--api-socket"),
+        Target::Fd(fd) => Socket::inherited(*fd).with_context(|| format!("--api-socket fd={fd}")),
+    }
+}
+
+fn run(
+    config: Option<Box<VmConfig>>,
+    api_socket: Option<Socket>,
+    after_guest: AfterGuest,
+    events: &Events,
+) -> Result<()> {
+    let mut vmm = Vmm::new(after_guest, events)?;
+    let service = Arc::new(Api::new(vmm.handle()));
+    // Requests wait until the machine of the command line runs, and the last one is answered before
+    // the server goes.
+    let server = api_socket.map(|socket| Server::start(socket, service, Limits::default()));
+    let _server = server
+        .transpose()
+        .context("--api-socket: cannot serve requests")?;
+    if let Some(config) = config {
+        vmm.start(*config)?;
+    }
     Ok(vmm.run()?)
 }

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::error::{ConfigErrors, Problem};
-use super::target::{EVENT_MONITOR, Target, TargetOption};
+use super::target::{API_SOCKET, EVENT_MONITOR, Target, TargetOption};
 use super::tree::{self, Node};
 use super::{Place, SECTIONS, Section, VM, VmConfig, help, option_string, payload};
 use crate::logger::{self, Format};
@@ -17,14 +17,12 @@ use crate::logger::{self, Format};
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Run a virtual machine.
+    /// Run a virtual machine, or wait for requests.
     Run {
-        /// The virtual machine, not validated yet.
-        config: Box<VmConfig>,
-        /// What is logged.
-        log: LogOptions,
-        /// Where events are reported.
-        event_monitor: Option<Target>,
+        /// The virtual machine, not validated yet; none is one that the API is to create.
+        config: Option<Box<VmConfig>>,
+        /// What is not about the virtual machine.
+        options: RunOptions,
     },
     /// Show what a virtual machine would be, without running it.
     Plan {
@@ -35,6 +33,19 @@ pub enum Command {
     },
     /// Print this text to standard output and succeed: the help or the version.
     Print(String),
+}
+
+/// What a VMM does beside running a virtual machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// What is logged.
+    pub log: LogOptions,
+    /// Where events are reported.
+    pub event_monitor: Option<Target>,
+    /// Where requests come from.
+    pub api_socket: Option<Target>,
+    /// Whether it stays when the guest has ended.
+    pub no_shutdown: bool,
 }
 
 /// What is logged, and where.
@@ -97,6 +108,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
     refuse_what_is_not_there(&matches, &mut problems);
     let format = log_format(&matches, &mut problems);
     let event_monitor = target(&EVENT_MONITOR, &matches, &mut problems);
+    let api_socket = target(&API_SOCKET, &matches, &mut problems);
     let tree = configuration(&matches, &mut problems);
     let config = tree::read(tree, &mut problems);
     let config = Box::new(ConfigErrors::of(config, problems)?);
@@ -110,20 +122,34 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
         };
         return Ok(Command::Plan { config, options });
     }
+    let waits = api_socket.is_some() && !describes_a_machine(&matches);
     Ok(Command::Run {
-        config,
-        log: LogOptions {
-            verbosity: matches.get_count(VERBOSE),
-            file: matches.get_one(LOG_FILE).cloned(),
-            format,
+        config: (!waits).then_some(config),
+        options: RunOptions {
+            log: LogOptions {
+                verbosity: matches.get_count(VERBOSE),
+                file: matches.get_one(LOG_FILE).cloned(),
+                format,
+            },
+            event_monitor,
+            api_socket,
+            no_shutdown: matches.get_flag(NO_SHUTDOWN),
         },
-        event_monitor,
     })
+}
+
+/// Whether any option is about a virtual machine.
+fn describes_a_machine(matches: &ArgMatches) -> bool {
+    let payload = payload::SPELLING.keys.iter().map(|key| key.option);
+    let sections = SECTIONS.iter().map(|section| section.option);
+    let mut options = payload.chain(sections);
+    options.any(|option| is_given(matches, option))
 }
 
 const VERBOSE: &str = "verbose";
 const LOG_FILE: &str = "log-file";
 const LOG_FORMAT: &str = "log-format";
+const NO_SHUTDOWN: &str = "no-shutdown";
 const PLAN: &str = "plan";
 const PLAN_FORMAT: &str = "plan-format";
 const PLAN_FACTS: &str = "plan-facts";
@@ -162,6 +188,13 @@ fn command() -> clap::Command {
         .next_line_help(true)
         .args(taking_text)
         .args(plan_options())
+        .arg(target_option(&API_SOCKET))
+        .arg(
+            Arg::new(NO_SHUTDOWN)
+                .long(NO_SHUTDOWN)
+                .action(ArgAction::SetTrue)
+                .help("Stay when the guest has ended, and wait for requests"),
+        )
         .arg(target_option(&EVENT_MONITOR))
         .args(log_options())
 }

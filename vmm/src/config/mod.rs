@@ -210,7 +210,6 @@ const VM: Spelling = Spelling {
     bare: None,
     keys: &[],
     not_yet: &[
-        NotYet::option("api-socket"),
         NotYet::both("balloon"),
         NotYet::named("disk", "disks"),
         NotYet::both("fs"),
@@ -219,7 +218,6 @@ const VM: Spelling = Spelling {
         NotYet::named("landlock", "landlock_enable").unless_json("false"),
         NotYet::named("landlock-rules", "landlock_rules"),
         NotYet::both("net"),
-        NotYet::option("no-shutdown"),
         NotYet::both("pmem"),
         NotYet::both("pvpanic").unless_json("false"),
         NotYet::named("rate-limit-group", "rate_limit_groups"),

@@ -57,6 +57,32 @@ pub const EVENT_MONITOR: TargetOption = TargetOption {
     takes_bare_path: false,
 };
 
+/// `--api-socket`.
+pub const API_SOCKET: TargetOption = TargetOption {
+    name: "api-socket",
+    spelling: Spelling {
+        type_name: "Form",
+        about: "Take requests of the REST API; one of the two, or a path alone",
+        bare: None,
+        keys: &[
+            Key::new(
+                "path",
+                "path",
+                Value::Typed("<path>"),
+                "Unix socket to listen on, for this user alone",
+            ),
+            Key::new(
+                "fd",
+                "fd",
+                Value::Typed("<number>"),
+                "inherited descriptor of a Unix socket that listens",
+            ),
+        ],
+        not_yet: &[],
+    },
+    takes_bare_path: true,
+};
+
 /// The keys, as they are given.
 #[derive(Deserialize)]
 struct Form {
@@ -117,11 +143,6 @@ fn descriptor(number: u32) -> Result<RawFd, String> {
 mod tests {
     use super::*;
 
-    const BARE: TargetOption = TargetOption {
-        takes_bare_path: true,
-        ..EVENT_MONITOR
-    };
-
     fn read(option: &TargetOption, text: &str) -> Result<Target, String> {
         let mut problems = Vec::new();
         let target = option.read(text, &mut problems);
@@ -132,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_target_is_a_path_or_a_descriptor() {
-        for option in [&EVENT_MONITOR, &BARE] {
+        for option in [&EVENT_MONITOR, &API_SOCKET] {
             let path = |text: &str| Ok(Target::Path(text.into()));
             assert_eq!(read(option, "path=/run/x"), path("/run/x"));
             assert_eq!(read(option, "path=\"/run/a,b\""), path("/run/a,b"));
@@ -145,11 +166,11 @@ mod tests {
     #[test]
     fn a_bare_path_is_taken_as_it_is_where_one_may_stand() {
         for text in ["/run/a,b=[c", "socket", "./fd=4", "../x"] {
-            assert_eq!(read(&BARE, text), Ok(Target::Path(text.into())));
+            assert_eq!(read(&API_SOCKET, text), Ok(Target::Path(text.into())));
             assert!(read(&EVENT_MONITOR, text).is_err(), "{text}");
         }
-        assert!(read(&BARE, "").is_err());
-        assert!(read(&BARE, "pth=/x").is_err());
+        assert!(read(&API_SOCKET, "").is_err());
+        assert!(read(&API_SOCKET, "pth=/x").is_err());
     }
 
     #[test]

@@ -24,9 +24,8 @@ fn machine(name: &str, text: &str) -> Result<VmConfig, String> {
     let args = ["vmm", &format!("--{name}"), text];
     match cli::parse(args.map(Into::into)) {
         Ok(cli::Command::Run {
-            config,
-            log: _,
-            event_monitor: _,
+            config: Some(config),
+            options: _,
         }) => Ok(*config),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),

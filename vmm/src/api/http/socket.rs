@@ -1,13 +1,14 @@
 //! Where the server listens.
 
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use thiserror::Error;
 
 use super::sys;
+use crate::inherited::{self, InheritedError};
 use crate::listener::{ListenError, Listener};
 
 /// Who may connect: the owner of the process, and root.
@@ -17,13 +18,8 @@ const MODE: u32 = 0o600;
 #[derive(Debug, Error)]
 pub enum InheritError {
     /// There is no such descriptor, or it was not inherited.
-    #[error("descriptor {number} cannot be used: whoever starts this process has to open it")]
-    Descriptor {
-        /// The descriptor.
-        number: RawFd,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Descriptor(#[from] InheritedError),
     /// The descriptor is none of a socket that is listened on.
     #[error("a descriptor of a listening Unix stream socket is needed; {found}")]
     NotListening {
@@ -61,24 +57,16 @@ impl Socket {
     ///
     /// There is no such descriptor, it is none that was inherited, or see [`Self::from_fd`].
     pub fn inherited(number: RawFd) -> Result<Self, InheritError> {
-        let descriptor =
-            sys::inherited(number).map_err(|source| InheritError::Descriptor { number, source })?;
-        if let Err(error) = check(&descriptor) {
-            // It may be standard error, and is somebody else's in any case.
-            let _ = descriptor.into_raw_fd();
-            return Err(error);
-        }
-        Self::from_fd(descriptor)
+        Self::from_fd(inherited::claim(number)?)
     }
 
-    /// Uses a socket that somebody else has bound and listens on.
+    /// Uses a socket that somebody else has bound and listens on; close-on-exec is as it is.
     ///
     /// # Errors
     ///
     /// It is not a Unix stream socket that listens.
     pub fn from_fd(descriptor: OwnedFd) -> Result<Self, InheritError> {
         check(&descriptor)?;
-        sys::close_on_exec(&descriptor).map_err(InheritError::Setup)?;
         let listener = UnixListener::from(descriptor);
         listener
             .set_nonblocking(true)

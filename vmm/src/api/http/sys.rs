@@ -1,5 +1,5 @@
 //! What the standard library lacks: descriptors that come with bytes, looking at bytes without
-//! taking them, waiting for several descriptors, and what is known of an inherited one.
+//! taking them, and waiting for several descriptors.
 #![expect(
     unsafe_code,
     reason = "the standard library neither receives descriptors nor polls"
@@ -204,35 +204,6 @@ pub(super) fn wait<const N: usize>(
             return Ok(entries.map(|entry| entry.revents != 0));
         }
     }
-}
-
-/// A descriptor that this process inherited. Whoever keeps it has to call [`close_on_exec`], so that it
-/// is not given away twice.
-///
-/// # Errors
-///
-/// There is none of this number, or it is one that this process opened itself.
-pub(super) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: there are no pointers; a number that is no descriptor is an error.
-    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if flags & libc::FD_CLOEXEC != 0 {
-        return Err(io::Error::other("this process opened it itself"));
-    }
-    // SAFETY: the descriptor is open. It was inherited, as all that this process opens or has taken
-    // over is close-on-exec; so nothing in this process owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Closes a descriptor on exec.
-pub(super) fn close_on_exec(descriptor: &OwnedFd) -> io::Result<()> {
-    // SAFETY: there are no pointers, and the descriptor is open.
-    if unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// An option of a socket that is an `int`: socket(7).

@@ -54,7 +54,8 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 12] = [
+const KEYS: [(&str, &[&str]); 13] = [
+    ("--api-socket", &["path", "fd"]),
     ("--event-monitor", &["path", "fd"]),
     (
         "--cpus",
@@ -294,11 +295,13 @@ fn a_machine_is_put_together_from_its_options() {
         "{level}, {{{msg}}}",
         "--event-monitor",
         "path=/run/events",
+        "--api-socket",
+        "/run/api",
+        "--no-shutdown",
     ];
     let Ok(Command::Run {
-        config,
-        log,
-        event_monitor,
+        config: Some(config),
+        options,
     }) = run(&args)
     else {
         panic!("not a machine");
@@ -319,13 +322,37 @@ fn a_machine_is_put_together_from_its_options() {
     assert_eq!(config.memory.size, 1 << 30);
     assert_eq!(config.serial.mode, ConsoleMode::Tty);
     assert_eq!(config.console.mode, ConsoleMode::Off);
-    let expected = LogOptions {
-        verbosity: 2,
-        file: Some(PathBuf::from("/log")),
-        format: "{level}, {{{msg}}}".parse().unwrap(),
+    let expected = RunOptions {
+        log: LogOptions {
+            verbosity: 2,
+            file: Some(PathBuf::from("/log")),
+            format: "{level}, {{{msg}}}".parse().unwrap(),
+        },
+        event_monitor: Some(Target::Path("/run/events".into())),
+        api_socket: Some(Target::Path("/run/api".into())),
+        no_shutdown: true,
     };
-    assert_eq!(log, expected);
-    assert_eq!(event_monitor, Some(Target::Path("/run/events".into())));
+    assert_eq!(options, expected);
+}
+
+#[test]
+fn without_a_machine_requests_are_waited_for() {
+    let machine = |args: &[&str]| match run(args) {
+        Ok(Command::Run { config, .. }) => config.is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(!machine(&["--api-socket", "/run/api"]));
+    assert!(!machine(&["--api-socket", "fd=3", "-v", "--no-shutdown"]));
+    assert!(machine(&["--api-socket", "/run/api", "--kernel", "k"]));
+    // What is said of a machine is not forgotten, so it is missed that it boots nothing.
+    assert!(machine(&[
+        "--api-socket",
+        "/run/api",
+        "--memory",
+        "size=1G"
+    ]));
+    // There is nobody to wait for.
+    assert!(machine(&["--no-shutdown"]));
 }
 
 #[test]
@@ -438,7 +465,7 @@ fn a_required_key_that_is_missing_is_named_with_its_option() {
 #[test]
 fn events_go_to_one_place_at_most() {
     let target = |args: &[&str]| match run(args) {
-        Ok(Command::Run { event_monitor, .. }) => event_monitor,
+        Ok(Command::Run { options, .. }) => options.event_monitor,
         other => panic!("{other:?}"),
     };
     assert_eq!(target(&["--kernel", "k"]), None);
@@ -455,7 +482,7 @@ fn events_go_to_one_place_at_most() {
 #[test]
 fn the_form_of_the_log_is_read_with_everything_else() {
     let format = |args: &[&str]| match run(args) {
-        Ok(Command::Run { log, .. }) => log.format,
+        Ok(Command::Run { options, .. }) => options.log.format,
         other => panic!("{other:?}"),
     };
     assert_eq!(format(&["--kernel", "k"]), Format::default());

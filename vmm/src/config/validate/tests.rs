@@ -8,9 +8,8 @@ fn configured(options: &[&str]) -> VmConfig {
     let args = ["vmm", "--kernel", "/kernel"].iter().chain(options);
     match cli::parse(args.map(Into::into)) {
         Ok(Command::Run {
-            config,
-            log: _,
-            event_monitor: _,
+            config: Some(config),
+            options: _,
         }) => *config,
         other => panic!("{options:?}: {other:?}"),
     }
