@@ -19,6 +19,9 @@ use super::{Limits, Service, Socket};
 /// Refused connections that are kept open until their clients have read why.
 const MAX_REFUSED: usize = 32;
 
+/// Connections that may still be there of those that were closed to make room for others.
+const MAX_ENDING: usize = 64;
+
 /// How long nothing is accepted after there were no descriptors for it.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -153,10 +156,9 @@ impl Shared {
             .collect();
         idle.sort_by_key(|(since, ..)| *since);
         // A request that has arrived just now is not lost.
-        let silent = idle.into_iter().find(|(_, stream, _)| {
-            let ready = sys::wait([(stream.as_fd(), For::Input)], Some(Instant::now()));
-            matches!(ready, Ok([false]))
-        });
+        let silent = idle
+            .into_iter()
+            .find(|(_, stream, _)| !matches!(sys::peek(stream, &mut [0]), Ok(1..)));
         let Some((_, stream, state)) = silent else {
             return false;
         };
@@ -172,10 +174,9 @@ impl Shared {
         let table = self.table();
         let evicted = table.values().filter(|entry| entry.state == State::Evicted);
         let served = table.len() - evicted.count();
-        // Those that were closed take a moment to end.
-        let threads = table.len();
+        let ending = table.len() - served;
         drop(table);
-        served < limit || threads < limit.saturating_mul(2) && self.evict()
+        served < limit || ending < MAX_ENDING && self.evict()
     }
 
     /// Starts the thread of a new connection.

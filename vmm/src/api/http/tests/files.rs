@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use super::super::{Server, Socket};
-use super::{Client, Echo, Limits, Running};
+use super::{Client, Echo, LONG, Limits, Running};
 
 /// Pipes that have one letter each.
 fn letters(letters: &str) -> Vec<PipeReader> {
@@ -93,7 +93,10 @@ fn as_many_as_the_limit_are_taken() {
 
 #[test]
 fn none_is_ever_lost() {
-    let running = Running::start(Limits::default());
+    let running = Running::start(Limits {
+        linger: LONG,
+        ..Limits::default()
+    });
     let many = |witness: &Witness, count| vec![witness.writer.as_raw_fd(); count];
     // Ignored by the service, odd and even, up to the limit.
     for count in [1, 2, 3, 31, 32] {

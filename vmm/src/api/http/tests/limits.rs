@@ -12,6 +12,19 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// Waits until another client is served.
+fn wait_for_room(running: &Running) {
+    let start = Instant::now();
+    loop {
+        match running.ask("GET /a HTTP/1.1\r\n\r\n").status {
+            200 => return,
+            status => assert_eq!(status, 503),
+        }
+        assert!(start.elapsed() < LONG);
+        sleep(ms(20));
+    }
+}
+
 #[test]
 fn headers_are_limited() {
     let running = Running::start(Limits::default());
@@ -45,7 +58,10 @@ fn headers_are_limited() {
 
 #[test]
 fn bodies_are_limited_without_being_read() {
-    let running = Running::start(Limits::default());
+    let running = Running::start(Limits {
+        linger: LONG,
+        ..Limits::default()
+    });
     let length = BIG + 1;
     let announced = format!("PUT /a HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
     running.ask(&announced).assert_refused(413, "4194304 bytes");
@@ -129,14 +145,14 @@ fn a_request_has_to_be_complete_in_time() {
 #[test]
 fn waiting_for_a_request_takes_as_long_as_it_takes() {
     let running = Running::start(Limits {
-        request: ms(100),
+        request: ms(500),
         ..Limits::default()
     });
     let mut client = running.connect();
-    sleep(ms(300));
+    sleep(ms(700));
     client.send(GET);
     assert_eq!(client.answer().text(), "GET /a ");
-    sleep(ms(300));
+    sleep(ms(700));
     client.send(GET);
     assert_eq!(client.answer().text(), "GET /a ");
 }
@@ -144,7 +160,7 @@ fn waiting_for_a_request_takes_as_long_as_it_takes() {
 #[test]
 fn slow_readers_get_all_of_a_large_answer() {
     let running = Running::start(Limits {
-        write: ms(500),
+        write: ms(800),
         ..Limits::default()
     });
     // Slow enough that there is room to write only after several times the limit.
@@ -157,7 +173,7 @@ fn slow_readers_get_all_of_a_large_answer() {
             0 => break,
             count => body.extend_from_slice(&piece[..count]),
         }
-        sleep(ms(20));
+        sleep(ms(30));
     }
     assert!(body.ends_with(&vec![b'x'; BIG / 8]));
 
@@ -184,11 +200,7 @@ fn a_client_that_does_not_read_is_dropped() {
     let mut client = running.connect();
     client.send(b"GET /big HTTP/1.1\r\n\r\n");
     // There is room for another client only once this one is gone.
-    let start = Instant::now();
-    while running.ask("GET /a HTTP/1.1\r\n\r\n").status == 503 {
-        assert!(start.elapsed() < LONG);
-        sleep(ms(20));
-    }
+    wait_for_room(&running);
     let mut rest = Vec::new();
     let _ = client.0.read_to_end(&mut rest);
     assert!(rest.len() < BIG);
@@ -250,6 +262,7 @@ fn idle_connections_give_way_the_oldest_first() {
 #[test]
 fn connections_beyond_the_limit_are_told() {
     let running = Running::start(Limits {
+        linger: LONG,
         connections: 2,
         ..Limits::default()
     });
@@ -269,7 +282,7 @@ fn connections_beyond_the_limit_are_told() {
     for client in &mut clients {
         assert_eq!(client.answer().status, 200);
     }
-    assert_eq!(running.ask("GET /a HTTP/1.1\r\n\r\n").status, 200);
+    wait_for_room(&running);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::super::sys;
 use super::{LONG, Limits, Running};
 
 /// Stops the server and returns how long it took.
@@ -26,7 +27,10 @@ fn idle_connections_do_not_keep_it() {
     used.answer();
     let mut half = running.connect();
     half.send(b"GET /a");
-    thread::sleep(Duration::from_millis(50));
+    // It has begun.
+    while sys::unread(&half.0).unwrap() > 0 {
+        thread::yield_now();
+    }
     assert!(stop(&mut running) < LONG / 2);
     assert!(new.is_closed());
     assert!(used.is_closed());
