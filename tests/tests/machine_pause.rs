@@ -5,12 +5,13 @@
 #![expect(unsafe_code, reason = "asks how much waits in a pipe")]
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::signal::{SIGRTMIN, block_signal};
 
 /// The longest that a guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -257,6 +259,98 @@ fn vcpus_are_started_after_a_pause() {
     guest.nmi();
 }
 
+/// The CPU time that the thread of this name has taken, in clock ticks, as a rule of 10 ms
+/// (proc_pid_stat(5), fields 14 and 15).
+fn cpu_ticks(name: &str) -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let stat = stats
+        .into_iter()
+        .find(|stat| stat.contains(&format!("({name})")));
+    let stat = stat.unwrap_or_else(|| panic!("no thread {name}"));
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let times = fields.split(' ').skip(11).take(2);
+    times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+/// No kick makes a vCPU's thread busy that has nothing to run: one that is halted, and one that has not been started
+/// and must not hear of NMIs.
+#[test]
+fn idle_vcpus_stay_idle_after_kicks() {
+    for (words, unstarted) in [("nmis", true), ("nmis haltcpus", false)] {
+        // Such a vCPU's name in no other test of this process.
+        let cpus = if unstarted { 66 } else { 64 };
+        let guest = Guest::start(cpus, words);
+        let awaited = if unstarted { 1 } else { 64 };
+        wait_for("idle vCPUs", || {
+            guest
+                .counters()
+                .iter()
+                .take(awaited)
+                .all(|count| *count == 1)
+        });
+        let name = format!("vcpu{}", cpus - 1);
+        for _ in 0..3 {
+            guest.machine().nmi().unwrap();
+            guest.machine().pause().unwrap();
+            guest.machine().resume();
+        }
+        guest.machine().nmi().unwrap();
+        thread::sleep(WATCHED);
+        let before = cpu_ticks(&name);
+        thread::sleep(Duration::from_millis(500));
+        let ticks = cpu_ticks(&name) - before;
+        assert!(ticks < 10, "{name} is busy, {words}: {ticks} ticks");
+    }
+}
+
+/// A vCPU whose thread cannot be stopped, here because it is deaf to signals, does not hang whoever
+/// asks for a pause, and the guest runs on.
+#[test]
+fn a_vcpu_that_does_not_stop_is_named_and_the_guest_runs_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (backend, reader) = pipe(folder.path());
+    let consoles = Consoles {
+        serial: Some(backend.port()),
+        debug: None,
+    };
+    let guest = thread::spawn(|| {
+        // Threads inherit what is blocked.
+        block_signal(SIGRTMIN()).unwrap();
+        Guest::start_with(1, "chatter", consoles)
+    });
+    let guest = guest.join().unwrap();
+    wait_for("a full pipe", || waiting(&reader) == PIPE);
+    let start = Instant::now();
+    let error = guest.machine().pause().unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(20));
+    let text = error.to_string();
+    assert!(text.contains("vCPU 0 did not stop within 5 s"), "{text}");
+    assert!(!guest.machine().is_paused());
+    // It is not stopped, nor is any of its output lost.
+    let mut all = String::new();
+    while all.len() < 4 * PIPE {
+        all += &read_some(&reader);
+    }
+    let (_, letters) = all.split_once("chatter: done\n").unwrap();
+    assert_chatter(letters);
+    // Now it can be: it waits for nobody.
+    let done = Arc::new(AtomicBool::new(false));
+    let drain = thread::spawn({
+        let done = Arc::clone(&done);
+        move || {
+            while !done.load(Ordering::Relaxed) {
+                read_some(&reader);
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    guest.machine().pause().unwrap();
+    drop(guest);
+    done.store(true, Ordering::Relaxed);
+    drain.join().unwrap();
+}
+
 #[test]
 fn nmis_reach_all_vcpus_and_leave_them_running() {
     let guest = Guest::counting(4);
@@ -354,6 +448,16 @@ fn read_some(mut pipe: &File) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// That the letters are all there, in order.
+fn assert_chatter(letters: &str) {
+    let expected = "abcdefghijklmnopqrstuvwxyz\n".bytes().cycle();
+    assert!(letters.len() > PIPE);
+    assert!(
+        letters.bytes().eq(expected.take(letters.len())),
+        "{letters}"
+    );
+}
+
 /// How much fits into a pipe (pipe(7)).
 const PIPE: usize = 1 << 16;
 
@@ -397,10 +501,7 @@ fn a_guest_that_waits_for_the_reader_of_its_console_can_be_paused() {
         guest.machine().resume();
     }
     let (_, letters) = text.split_once("chatter: done\n").unwrap();
-    let expected = "abcdefghijklmnopqrstuvwxyz\n";
-    for line in letters.split_inclusive('\n') {
-        assert!(expected == line || letters.ends_with(line), "{line:?}");
-    }
+    assert_chatter(letters);
     // Neither does it keep a paused machine from ending.
     guest.machine().pause().unwrap();
 }

@@ -9,6 +9,7 @@ mod lifecycle;
 mod matrix;
 mod memory;
 mod numa;
+mod pause;
 mod power_button;
 mod report;
 mod segments;

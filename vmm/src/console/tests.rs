@@ -514,6 +514,84 @@ fn hanging_up_frees_a_vcpu_that_nobody_reads() {
     port.write_all(b"dropped").unwrap();
 }
 
+/// As a paused machine's vCPU: what nobody reads is left, and waited for later, in order.
+#[test]
+fn a_held_console_keeps_no_vcpu_waiting_and_loses_nothing() {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    let kick = signal::SIGRTMIN();
+    signal::register_signal_handler(kick, nothing).unwrap();
+
+    let (mut reader, writer) = io::pipe().unwrap();
+    let output = Output::direct(File::from(OwnedFd::from(writer)));
+    let mut port = Port::new(output).unwrap();
+    let bytes = pattern(1 << 20);
+    let (half, rest) = bytes.split_at(1 << 19);
+    let stages = Arc::new(AtomicUsize::new(0));
+    let vcpu = thread::spawn({
+        let (mut port, half, stages) = (port.clone(), half.to_vec(), stages.clone());
+        move || {
+            port.write_all(&half).unwrap();
+            stages.store(1, Ordering::SeqCst);
+            wait_for("the end of the pause", || {
+                stages.load(Ordering::SeqCst) == 2
+            });
+            port.settle();
+        }
+    });
+    thread::sleep(Duration::from_millis(20));
+    port.hold();
+    wait_for("the vCPU", || {
+        vcpu.kill(kick).unwrap();
+        stages.load(Ordering::SeqCst) == 1
+    });
+    // Others do not wait either, nor do they overtake.
+    let (second, third) = rest.split_at(1000);
+    port.write_all(second).unwrap();
+    // Who has left nothing waits for nothing.
+    thread::spawn({
+        let port = port.clone();
+        move || port.settle()
+    })
+    .join()
+    .unwrap();
+    port.go_on();
+    stages.store(2, Ordering::SeqCst);
+    thread::sleep(Duration::from_millis(20));
+    assert!(!vcpu.is_finished());
+    let writer = thread::spawn({
+        let (mut port, third) = (port.clone(), third.to_vec());
+        move || port.write_all(&third).unwrap()
+    });
+    let mut received = vec![0; bytes.len()];
+    reader.read_exact(&mut received).unwrap();
+    assert!(received == bytes);
+    vcpu.join().unwrap();
+    writer.join().unwrap();
+}
+
+#[test]
+fn input_waits_on_the_host_while_the_console_is_held() {
+    let (_dir, path) = socket_path();
+    let running = Running::open(&Mode::Socket(path.clone()));
+    let fifo = Fifo::attach(&running.port, 4);
+    let mut client = connect(&path);
+    client.write_all(b"ab").unwrap();
+    assert_eq!(fifo.receive(2), b"ab");
+    running.port.hold();
+    client.write_all(b"cdefgh").unwrap();
+    running.port.clone().write_all(b"out").unwrap();
+    assert_eq!(read_exactly(&client, 3), b"out");
+    running.assert_idle();
+    assert!(fifo.drain().is_empty());
+    running.port.go_on();
+    assert_eq!(fifo.receive(6), b"cdefgh");
+    // The next machine is not held.
+    running.port.hold();
+    running.port.pick_up();
+    client.write_all(b"i").unwrap();
+    assert_eq!(fifo.receive(1), b"i");
+}
+
 #[test]
 fn null_takes_everything() {
     let running = Running::open(&Mode::Null);

@@ -80,12 +80,13 @@ pub fn prepare_kicks() -> io::Result<()> {
 /// - the vCPU's thread clears the flag when `KVM_RUN` was interrupted, and only then, and after that
 ///   looks at what is wanted, always, before `KVM_RUN` again.
 ///
-/// All are in one order (`SeqCst`). If the thread clears a flag that was set, what was wanted was written down before that, and
-/// the thread is about to look. If the flag is set after it was cleared, the next `KVM_RUN` returns at once, and the thread
-/// clears and looks again. So the flag is set only as long as there is something to look at or `KVM_RUN` is
-/// about to return; the worst that happens is one `KVM_RUN` in vain, for a kick whose reason was already seen.
-/// The signal is for a vCPU that is in the guest, or is about to be past KVM's look at the flag: a
-/// signal that came before `KVM_RUN` has done nothing, but then KVM sees the flag.
+/// All of that is in one order (`SeqCst`). If the thread clears a flag that was set, what was wanted was
+/// written down before, and the thread is about to look. If the flag is set after it was cleared, the next
+/// `KVM_RUN` returns at once, and the thread clears and looks again. So a set flag is cleared by the next
+/// `KVM_RUN`: the worst that comes of a kick is one in vain, where its reason was already seen.
+/// The signal is for a vCPU that is in the guest, or past KVM's look at the flag. One that came before has
+/// done nothing, but then KVM sees the flag. Neither helps where the thread is about to wait in another
+/// system call: who needs it to stop kicks again and again.
 struct RunPage(*mut libc::c_void);
 
 /// Time between kicks of a vCPU that does not stop.

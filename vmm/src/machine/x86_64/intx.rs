@@ -231,6 +231,38 @@ mod tests {
     }
 
     #[test]
+    fn interrupts_wait_while_the_machine_is_paused() {
+        let sent = Arc::new(Sent::default());
+        let ioapic = Arc::new(IoApic::new(Arc::clone(&sent) as Arc<dyn MsiPort>));
+        ioapic.write(0, &0x32_u32.to_le_bytes());
+        ioapic.write(0x10, &0x8041_u32.to_le_bytes());
+        let gate = Arc::new(Gate::default());
+        let lines = IntxLines::new(&ioapic, &gate).unwrap();
+        // Nothing to wait for yet.
+        gate.close();
+        assert_eq!(gate.wait(Duration::ZERO), []);
+        gate.open();
+        let line = lines.line(17).unwrap();
+        for count in 1..=3 {
+            gate.close();
+            lines.kick();
+            assert_eq!(gate.wait(Duration::from_secs(60)), []);
+            line.trigger().write(1).unwrap();
+            thread::sleep(Duration::from_millis(10));
+            assert_eq!(lock(&sent.0).len(), count - 1);
+            gate.open();
+            wait("interrupt", || lock(&sent.0).len() == count);
+            ioapic.end_of_interrupt(0x41);
+        }
+        gate.close();
+        lines.kick();
+        assert_eq!(gate.wait(Duration::from_secs(60)), []);
+        gate.stop();
+        // Its thread still ends.
+        drop(lines);
+    }
+
+    #[test]
     fn a_shared_line_interrupts_until_all_devices_are_done() {
         let sent = Arc::new(Sent::default());
         let ioapic = Arc::new(IoApic::new(Arc::clone(&sent) as Arc<dyn MsiPort>));
