@@ -1,9 +1,7 @@
 //! As much of a PC's keyboard controller as it takes to reset the machine with it: port 0x64.
 //!
 //! Nothing is described to the guest; this is for kernels that fall back to the keyboard
-//! controller (Linux: `reboot=k`) because it is where every PC had its reset line. The other ports
-//! of a PC between 0x60 and 0x64 must stay unclaimed: Linux polls bit 5 of port 0x61 when it
-//! looks for a timer to measure by, and only an empty bus ends that at once.
+//! controller (Linux: `reboot=k`) because it is where every PC had its reset line.
 
 use crate::bus::BusDevice;
 

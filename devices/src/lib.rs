@@ -13,6 +13,7 @@ pub mod bus;
 pub mod debug_console;
 pub mod i8042;
 pub mod ioapic;
+pub mod nmi_status;
 pub mod output;
 pub mod pci_config;
 pub mod rtc;

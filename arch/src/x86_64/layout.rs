@@ -109,6 +109,9 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 /// See [`I8042_DATA_PORT`].
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 
+/// NMI status and control: where a guest looks up the reason for an NMI.
+pub const NMI_STATUS_PORT: u16 = 0x61;
+
 /// Index port of the CMOS real-time clock; data is the next one.
 pub const CMOS_PORT: u16 = 0x70;
 /// Number of ports of the CMOS clock.
@@ -210,6 +213,7 @@ mod tests {
     fn ports_do_not_overlap() {
         let ports = [
             (I8042_DATA_PORT, 1),
+            (NMI_STATUS_PORT, 1),
             (I8042_COMMAND_PORT, 1),
             (CMOS_PORT, CMOS_PORTS),
             (DEBUG_CONSOLE_PORT, 1),

@@ -7,6 +7,7 @@ use devices::acpi::{EventDevice, GedEvent, PowerEvent, SleepDevice};
 use devices::bus::{Bus, BusDevice};
 use devices::debug_console::DebugConsole;
 use devices::i8042::{self, I8042};
+use devices::nmi_status::{self, NmiStatus};
 use devices::rtc::{Cmos, Pl031};
 use devices::serial::{Pl011, SerialPort, Uart16550, Wiring};
 
@@ -125,6 +126,7 @@ impl Devices {
         }
         if plan.isa == Isa::X86_64 {
             builder.keyboard_reset()?;
+            builder.nmi_status()?;
         }
         let mut buses = Buses::new(builder.mmio, builder.pio);
         interrupts.place(&mut buses)?;
@@ -226,6 +228,15 @@ impl Builder<'_> {
             registers,
             Arc::new(DebugConsole::new(output)),
         )
+    }
+
+    /// Guests ask it where an NMI comes from.
+    fn nmi_status(&self) -> Result<(), MachineError> {
+        let registers = Registers::Pio {
+            base: nmi_status::PORT,
+            size: 1,
+        };
+        self.place("NMI status register", registers, Arc::new(NmiStatus))
     }
 
     /// Guests that know no other way reset themselves through the keyboard controller.

@@ -61,6 +61,7 @@ fn x86_64_devices(config: &VmConfig, serial: bool) -> Result<PlatformDevices, Pl
 fn free_port(port: u16) -> Result<u16, PlanError> {
     use x86_64::layout::*;
     let taken = [
+        (NMI_STATUS_PORT, 1, "the NMI status register"),
         (I8042_COMMAND_PORT, 1, "the keyboard controller"),
         (CMOS_PORT, CMOS_PORTS, "the real-time clock"),
         (SERIAL_PORT, SERIAL_PORTS, "the serial port"),
