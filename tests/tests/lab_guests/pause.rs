@@ -73,8 +73,13 @@ fn pause(machine: &Machine, console: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a guest on a machine of this process, pauses it while it sleeps, and returns its report.
-fn run(script: &str) -> Result<Report> {
+/// Runs a guest on a machine of this process, does something to it once it is `ready`, and returns its report.
+fn run(
+    script: &str,
+    arguments: &str,
+    vcpus: u32,
+    act: impl FnOnce(&Machine, &Path) -> Result<()>,
+) -> Result<Report> {
     let folder = tempfile::tempdir()?;
     let console = folder.path().join("console");
     let initramfs = folder.path().join("initramfs");
@@ -83,11 +88,11 @@ fn run(script: &str) -> Result<Report> {
         payload: PayloadConfig {
             kernel: Some(Lab::get()?.kernel()),
             initramfs: Some(initramfs),
-            cmdline: Some(CMDLINE.to_owned()),
+            cmdline: Some(format!("{CMDLINE} {arguments}")),
         },
         cpus: CpusConfig {
-            boot_vcpus: 2,
-            max_vcpus: 2,
+            boot_vcpus: vcpus,
+            max_vcpus: vcpus,
             ..CpusConfig::default()
         },
         ..VmConfig::default()
@@ -113,7 +118,7 @@ fn run(script: &str) -> Result<Report> {
         &control,
     )?;
     wait_for(&console, |text| text.contains("ready"))?;
-    pause(&machine, &console)?;
+    act(&machine, &console)?;
     wait_for(&console, |_| control.event().read().is_ok())?;
     match control.take() {
         Some(Ending::PowerOff) => Report::parse(&std::fs::read_to_string(&console)?),
@@ -131,7 +136,7 @@ fn uptime(report: &Report, section: &str) -> Result<f64> {
 /// take its time from time-stamp counters, which go on.
 #[test]
 fn linux_goes_on_after_a_pause() -> Result<()> {
-    let report = run(SCRIPT)?;
+    let report = run(SCRIPT, "", 2, pause)?;
     let slept = uptime(&report, "after")? - uptime(&report, "before")?;
     println!("the guest slept for {slept} s");
     ensure!(slept >= 2.0, "{slept}");
@@ -144,5 +149,41 @@ fn linux_goes_on_after_a_pause() -> Result<()> {
     // What Linux says of an NMI that nothing has caused.
     let told = nmis.contains("NMI received for unknown reason");
     ensure!(told == cfg!(target_arch = "x86_64"), "{nmis}");
+    Ok(())
+}
+
+/// The CPU time that the thread of this name has taken, in clock ticks of 10 ms (proc_pid_stat(5), fields
+/// 14 and 15).
+#[cfg(target_arch = "x86_64")]
+fn cpu_ticks(name: &str) -> Result<u64> {
+    let tasks = std::fs::read_dir("/proc/self/task")?;
+    let stats = tasks.map(|task| Ok(std::fs::read_to_string(task?.path().join("stat"))?));
+    let stats: Result<Vec<_>> = stats.collect();
+    let stat = stats?
+        .into_iter()
+        .find(|stat| stat.contains(&format!("({name})")));
+    let stat = stat.with_context(|| format!("no thread {name}"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("fields")?;
+    let times = fields.split(' ').skip(11).take(2);
+    times.map(|ticks| Ok(ticks.parse::<u64>()?)).sum()
+}
+
+/// A vCPU that waits for its start-up IPI hears of no NMI, and KVM's wait is not ended by one, which it would be
+/// again and again.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_cpu_that_linux_does_not_start_stays_idle_after_an_nmi() -> Result<()> {
+    let script = "section cpus nproc\necho ready\nsleep 3";
+    let report = run(script, "maxcpus=1", 3, |machine, _| {
+        machine.nmi()?;
+        thread::sleep(Duration::from_millis(200));
+        // No other guest of this process has as many vCPUs.
+        let before = cpu_ticks("vcpu2")?;
+        thread::sleep(Duration::from_secs(1));
+        let ticks = cpu_ticks("vcpu2")? - before;
+        ensure!(ticks < 10, "its thread is busy: {ticks} ticks");
+        Ok(())
+    })?;
+    ensure!(report.text("cpus")?.trim() == "1");
     Ok(())
 }
