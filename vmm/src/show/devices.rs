@@ -5,7 +5,9 @@ use std::fmt::{self, Write};
 use pci::config_space::BarKind;
 use pci::{BarFacts, Bdf, CoherentMemory, DeviceFacts};
 
+use super::numa;
 use super::text::size;
+use crate::api;
 use crate::plan::{
     DeviceNodes, FunctionPlan, FunctionSource, GpaRange, HostFacts, IoWindow, PciPlan, SegmentPlan,
     ranges,
@@ -152,19 +154,14 @@ fn describe_memory(
     cached: bool,
 ) -> fmt::Result {
     let CoherentMemory { bar, usable } = memory;
-    write!(
-        out,
-        "      memory that CPUs may cache: {} in BAR {bar}",
-        amount(*usable)
-    )?;
-    let bars = function.facts.bars.iter().zip(&function.bars);
-    let found = bars.filter(|(facts, _)| facts.index == *bar);
-    for (_, address) in found {
-        match address {
-            Some(address) => write!(out, ", {}", addresses(*address, *usable))?,
-            None => write!(out, ", not shown to the guest")?,
-        }
-    }
+    let mut bars = function.facts.bars.iter().zip(&function.bars);
+    let found = bars.find(|(facts, _)| facts.index == *bar);
+    let memory = api::CoherentMemory {
+        bar: *bar,
+        size: *usable,
+        address: found.and_then(|(_, address)| *address),
+    };
+    write!(out, "      {}", numa::cacheable(&memory))?;
     writeln!(
         out,
         "{}",
@@ -176,7 +173,7 @@ fn describe_memory(
 }
 
 /// First and last address, as the memory map has them.
-fn addresses(start: u64, bytes: u64) -> String {
+pub(super) fn addresses(start: u64, bytes: u64) -> String {
     format!("{start:#014x}-{:#014x}", last(start, bytes))
 }
 
@@ -185,7 +182,7 @@ fn last(start: u64, bytes: u64) -> u64 {
 }
 
 /// Bytes exactly, and where that is a long number of small units also about how much it is.
-fn amount(bytes: u64) -> String {
+pub(super) fn amount(bytes: u64) -> String {
     const GIB: u64 = 1 << 30;
     match bytes.is_multiple_of(GIB) || bytes < GIB {
         true => size(bytes),
@@ -210,7 +207,6 @@ fn describe_nodes(
     } = nodes;
     let claimant = segment.claimant().filter(|claimant| claimant.bdf != bdf);
     let told = match (dsd, generic_initiators) {
-        (true, true) => "told by _DSD and generic initiators".to_owned(),
         (true, false) if *auto => {
             let why = match claimant {
                 Some(FunctionPlan { id, .. }) => {
@@ -220,9 +216,7 @@ fn describe_nodes(
             };
             format!("told by _DSD alone: {why}")
         }
-        (true, false) => "told by _DSD".to_owned(),
-        (false, true) => "told by generic initiators".to_owned(),
-        (false, false) => "not told".to_owned(),
+        _ => numa::told(*dsd, *generic_initiators).to_owned(),
     };
     writeln!(out, "      nodes {}, {told}", ranges(ids))
 }

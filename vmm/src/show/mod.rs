@@ -1,6 +1,7 @@
 //! `--plan`: what a guest would see, without a guest.
 
 mod devices;
+mod numa;
 mod text;
 
 use std::fs;
@@ -15,6 +16,8 @@ use crate::config::{ConfigErrors, VmConfig};
 use crate::machine::{HOST_ISA, Host, host_memory};
 use crate::passthrough::{self, PassthroughError};
 use crate::plan::{FirmwarePlan, HostFacts, Plan, PlanError, PlannedTable};
+
+pub use self::numa::describe as describe_numa;
 
 /// Why a plan cannot be shown.
 #[derive(Debug, Error)]

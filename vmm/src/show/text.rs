@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::{devices, tables};
+use super::{devices, numa, tables};
+use crate::api::NumaInfo;
 use crate::plan::{
-    CpuPlan, CpuTopology, GpaRange, HostFacts, InterruptPlan, Isa, MemoryPlan, NodePlan, NumaPlan,
-    Plan, ranges,
+    CpuPlan, CpuTopology, GpaRange, HostFacts, InterruptPlan, Isa, MemoryPlan, Plan,
 };
 
 /// The whole plan: machine, memory map, nodes, distances, tables, warnings.
@@ -19,9 +19,9 @@ pub(super) fn describe(plan: &Plan, facts: &HostFacts) -> String {
 fn write(out: &mut String, plan: &Plan, facts: &HostFacts) -> fmt::Result {
     machine(out, plan, facts)?;
     memory(out, plan)?;
-    if let Some(numa) = &plan.numa {
-        nodes(out, numa)?;
-        distances(out, numa)?;
+    if let Some(numa) = NumaInfo::of(plan) {
+        writeln!(out)?;
+        numa::nodes_and_distances(out, &numa, "--plan-format json")?;
     }
     if let Some(pci) = &plan.pci {
         devices::describe(out, pci, facts)?;
@@ -120,62 +120,6 @@ fn memory(out: &mut String, plan: &Plan) -> fmt::Result {
             "  {:#014x}-{last:#014x}  {size:>10}  {what}",
             range.start
         )?;
-    }
-    Ok(())
-}
-
-fn nodes(out: &mut String, numa: &NumaPlan) -> fmt::Result {
-    writeln!(out, "\nNUMA nodes")?;
-    writeln!(
-        out,
-        "    id  Linux  CPUs        RAM         zones or device"
-    )?;
-    for node in &numa.nodes {
-        let NodePlan {
-            id,
-            cpus,
-            zones,
-            ram,
-            linux_node,
-            device,
-        } = node;
-        let linux = linux_node.map_or("-".to_owned(), |number| number.to_string());
-        let cpus = match cpus[..] {
-            [] => "-".to_owned(),
-            _ => ranges(cpus),
-        };
-        let ram = match ram.iter().map(|range| range.size).sum() {
-            0 if node.is_empty() => "empty".to_owned(),
-            0 => "-".to_owned(),
-            bytes => size(bytes),
-        };
-        let owner = device.clone().unwrap_or_else(|| zones.join(", "));
-        let line = format!("  {id:>4}  {linux:>5}  {cpus:<10}  {ram:<10}  {owner}");
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
-}
-
-/// The matrix, or no more than a word about it where nobody would read it.
-fn distances(out: &mut String, numa: &NumaPlan) -> fmt::Result {
-    const MOST: usize = 40;
-    if numa.nodes.len() > MOST {
-        return writeln!(
-            out,
-            "\nDistances: {0} by {0}; --plan-format json has them",
-            numa.nodes.len()
-        );
-    }
-    writeln!(out, "\nDistances, from a row's node to a column's")?;
-    let ids = numa.nodes.iter().map(|node| node.id);
-    let head: Vec<String> = ids.clone().map(|id| format!("{id:>4}")).collect();
-    writeln!(out, "        {}", head.join(""))?;
-    for (id, row) in ids.zip(&numa.distances) {
-        let row: Vec<String> = row
-            .iter()
-            .map(|distance| format!("{distance:>4}"))
-            .collect();
-        writeln!(out, "  {id:>4}  {}", row.join(""))?;
     }
     Ok(())
 }
