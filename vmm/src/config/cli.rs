@@ -268,7 +268,7 @@ fn not_yet_options() -> impl Iterator<Item = &'static str> {
 }
 
 /// clap's account of an error, without the prefix that the caller gives every error.
-fn usage(error: &clap::Error) -> String {
+pub(crate) fn usage(error: &clap::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     text.trim_end().to_string()

@@ -9,7 +9,13 @@ pub fn section(spelling: &Spelling) -> String {
         let words = bare.words.join("|");
         lines.push(format!("  {words} [default: {}]", bare.default));
     }
-    lines.extend(spelling.keys.iter().map(key));
+    lines.extend(spelling.keys.iter().map(|each| format!("  {}", key(each))));
+    lines.join("\n")
+}
+
+/// Describes the keys of one option, one a line.
+pub fn keys(spelling: &Spelling) -> String {
+    let lines: Vec<String> = spelling.keys.iter().map(key).collect();
     lines.join("\n")
 }
 
@@ -28,7 +34,7 @@ fn key(key: &Key) -> String {
         Fallback::Value(text) | Fallback::Absent(text) => format!(" [default: {text}]"),
         Fallback::SameAs(other) => format!(" [default: as {other}]"),
     };
-    format!("  {option}={value}: {help}{default}")
+    format!("{option}={value}: {help}{default}")
 }
 
 /// What the keys of an option look like, for its line in the list.

@@ -122,6 +122,63 @@ pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigErrors> {
     ConfigErrors::of(value, problems)
 }
 
+/// A type that one option has the fields of, by itself as well as in [`VmConfig`].
+pub trait FromOption: DeserializeOwned {
+    /// How the option is spelled.
+    #[doc(hidden)]
+    const SPELLING: &'static Spelling;
+
+    /// Reads the value of such an option; `name` is what the option is called.
+    ///
+    /// # Errors
+    /// Keys are unknown, not supported yet or missing, or else have values of the wrong form: all of
+    /// them. What the values amount to is for [`VmConfig::validate`] to check.
+    fn from_option(name: &str, text: &str) -> Result<Self, ConfigErrors> {
+        let mut problems = Vec::new();
+        let tree = option_string::option(name, text, Self::SPELLING, &mut problems);
+        // What is left of an option that is wrong would only be missed by more problems.
+        if !problems.is_empty() {
+            return ConfigErrors::of(None, problems);
+        }
+        let value = tree::read(tree, &mut problems);
+        ConfigErrors::of(value, problems)
+    }
+
+    /// The keys with their forms and defaults, one a line, for `--help`.
+    fn keys() -> String {
+        help::keys(Self::SPELLING)
+    }
+}
+
+impl FromOption for DeviceConfig {
+    const SPELLING: &'static Spelling = &device::SPELLING;
+}
+
+impl FromOption for UserDeviceConfig {
+    const SPELLING: &'static Spelling = &user_device::SPELLING;
+}
+
+/// Reads a number as the command line writes it; `option` is what it was given for.
+///
+/// # Errors
+/// It is none, or does not fit.
+pub fn number(option: &str, text: &str) -> Result<u32, ConfigErrors> {
+    option_string::number(text).map_err(|error| value_problem(option, text, error))
+}
+
+/// Reads bytes as the command line writes them, K, M, G and T included; `option` is what they were
+/// given for.
+///
+/// # Errors
+/// It is no size, or does not fit.
+pub fn size(option: &str, text: &str) -> Result<u64, ConfigErrors> {
+    option_string::bytes(text).map_err(|error| value_problem(option, text, error))
+}
+
+fn value_problem(option: &str, text: &str, error: tree::Error) -> ConfigErrors {
+    Problem::invalid(format_args!("{option} {text}"), error).into()
+}
+
 /// An option whose keys are the fields of a type.
 #[derive(Debug)]
 struct Section {

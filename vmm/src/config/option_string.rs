@@ -110,6 +110,17 @@ pub fn number(text: &str) -> Result<u32, Error> {
     u32::deserialize(Word::new(text))
 }
 
+/// Reads bytes, with an optional suffix K, M, G or T.
+///
+/// # Errors
+/// It is no size, or does not fit.
+pub fn bytes(text: &str) -> Result<u64, Error> {
+    u64::deserialize(Word {
+        size: true,
+        ..Word::new(text)
+    })
+}
+
 /// Reads a list of numbers, as a value that may be something else too is written.
 ///
 /// # Errors
