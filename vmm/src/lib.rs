@@ -11,6 +11,7 @@ pub mod logger;
 pub mod machine;
 pub mod passthrough;
 pub mod plan;
+pub mod remote;
 pub mod show;
 mod vm;
 mod vmm;
