@@ -11,6 +11,7 @@
 //! ```
 
 pub mod api;
+pub mod binaries;
 pub mod coherent_device;
 mod cpio;
 mod host;

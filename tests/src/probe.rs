@@ -17,6 +17,8 @@ use crate::host::threads;
 use crate::output::Output;
 use crate::signals::restore_defaults;
 
+pub use crate::binaries::cloud_hypervisor;
+
 /// The longest that a probe guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,35 +39,6 @@ pub fn build() -> &'static Path {
         );
         output
     })
-}
-
-/// The VMM under test: what `CLOUD_HYPERVISOR` names, or else cargo's, built at the first call.
-///
-/// # Panics
-/// If it cannot be built.
-pub fn cloud_hypervisor() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match env::var_os("CLOUD_HYPERVISOR") {
-        Some(path) => path.into(),
-        None => build_cloud_hypervisor(),
-    })
-}
-
-fn build_cloud_hypervisor() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--message-format=json"])
-        .args(["--package=vmm", "--bin=cloud-hypervisor"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("cargo starts");
-    assert!(output.status.success(), "cloud-hypervisor cannot be built");
-    output
-        .stdout
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo says where the executable is")
 }
 
 /// A probe guest under way.
