@@ -9,9 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tests::{Initramfs, Lab, Report};
 use vmm::config::{CpusConfig, PayloadConfig, VmConfig};
 use vmm::console::{Backend, Mode};
+use vmm::events::Events;
 use vmm::machine::{Consoles, Control, Ending, Host, Machine, NmiError, Payload, prepare_kicks};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::CMDLINE;
 
@@ -98,7 +100,8 @@ fn run(
         ..VmConfig::default()
     };
     let host = Host::open()?;
-    let passthrough = Passthrough::open(&config)?;
+    let losses = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+    let passthrough = Passthrough::open(&config, &losses, &Events::none())?;
     let plan = Plan::new(&config, &host.facts)?;
     let mut payload = Payload::open(&config.payload)?;
     let backend = Backend::open(&Mode::File(console.clone()))?;
