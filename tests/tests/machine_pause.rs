@@ -413,15 +413,23 @@ fn a_paused_machine_can_be_dropped() {
     }
 }
 
-/// vCPUs whose threads have ended keep nobody waiting, whoever asks first.
+/// A guest that has ended in any way, and with a triple fault the vCPU's thread, keeps nobody waiting.
 #[test]
-fn a_guest_that_powers_off_can_be_paused() {
-    let guest = Guest::start(2, "poweroff");
-    wait_for("the end", || guest.control.event().read().is_ok());
-    guest.machine().pause().unwrap();
-    guest.machine().nmi().unwrap();
-    guest.machine().resume();
-    assert!(matches!(guest.control.take(), Some(Ending::PowerOff)));
+fn a_guest_that_has_ended_can_be_paused() {
+    for (words, failed) in [("nmis poweroff", false), ("triple", true)] {
+        let guest = Guest::start(2, words);
+        wait_for("the end", || guest.control.event().read().is_ok());
+        guest.machine().pause().unwrap();
+        guest.machine().nmi().unwrap();
+        guest.machine().resume();
+        let ending = guest.control.take();
+        assert_eq!(
+            matches!(ending, Some(Ending::Failed(_))),
+            failed,
+            "{ending:?}"
+        );
+        assert!(failed || matches!(ending, Some(Ending::PowerOff)));
+    }
 }
 
 /// A pipe that the guest's output goes to, and its reader.
