@@ -47,7 +47,7 @@ impl Initramfs {
     }
 
     /// Adds the kernel's own drivers of devices that are passed through (`scripts/lab/fetch`), for
-    /// the script to `modprobe`: `nvme` and `igb`.
+    /// the script to `modprobe`: `nvme`, `igb` and `igbvf`.
     pub fn drivers(mut self) -> Self {
         self.drivers = true;
         self

@@ -21,6 +21,7 @@ mod output;
 pub mod passthrough;
 pub mod probe;
 mod report;
+mod shared_card;
 mod signals;
 mod vmm;
 
@@ -31,4 +32,5 @@ pub use host::{
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
 pub use report::{Report, SharedReport};
+pub use shared_card::SharedCard;
 pub use vmm::{Outcome, RunningVmm, Vmm};

@@ -26,6 +26,9 @@ pub enum HostDevice {
     /// Registers without a purpose. Function 0 beside one that the host's driver `virtio-pci` has, so that
     /// their IOMMU group cannot be passed through.
     Entangled,
+    /// A virtual function of the network card, by its number: a function with MSI-X and a reset of its own, as
+    /// long as there is a [`SharedCard`](crate::SharedCard).
+    VirtualFunction(usize),
 }
 
 impl HostDevice {
@@ -37,6 +40,7 @@ impl HostDevice {
             Self::SharedMemory => (0x1af4, 0x1110),
             Self::Edu => (0x1234, 0x11e8),
             Self::Entangled => (0x1b36, 0x0005),
+            Self::VirtualFunction(_) => (0x8086, 0x10ca),
         }
     }
 
@@ -45,9 +49,14 @@ impl HostDevice {
     /// # Errors
     /// If the host does not have it.
     pub fn path(self) -> Result<PathBuf> {
+        let folder = Path::new(PCI).join("devices");
+        if let Self::VirtualFunction(number) = self {
+            let link = Self::NetworkCard.path()?.join(format!("virtfn{number}"));
+            let target = fs::read_link(&link).with_context(|| format!("no {}", link.display()))?;
+            return Ok(folder.join(name(&target)));
+        }
         let (vendor, device) = self.id();
         let wanted = [format!("{vendor:#06x}"), format!("{device:#06x}")];
-        let folder = Path::new(PCI).join("devices");
         for entry in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
             let path = entry?.path();
             let ids = ["vendor", "device"].map(|name| fs::read_to_string(path.join(name)));
@@ -110,11 +119,19 @@ impl PassedThrough {
             _turn: turn,
         };
         for device in devices {
-            // First, so that it is unbound even if it was not bound well.
-            taken.devices.push(*device);
-            device.bind("vfio-pci")?;
+            taken.add(*device)?;
         }
         Ok(taken)
+    }
+
+    /// Binds another one.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn add(&mut self, device: HostDevice) -> Result<()> {
+        // First, so that it is unbound even if it was not bound well.
+        self.devices.push(device);
+        device.bind("vfio-pci")
     }
 }
 
@@ -133,6 +150,6 @@ fn name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {text:?} to {}", path.display()))
 }

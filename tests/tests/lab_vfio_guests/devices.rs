@@ -77,12 +77,9 @@ section after/interrupts interrupts nvme
 
 # The network card: what is sent is fetched by DMA, and said to be done by an interrupt.
 section card/address cat "$card/net/eth0/address"
-ip link set eth0 up
-tries=0
-until [ "$(cat "$card/net/eth0/carrier" 2>/dev/null)" = 1 ] || [ $tries = 100 ]; do
-    tries=$((tries + 1))
-    usleep 100000
-done
+section card/extended extended "$card"
+section card/functions sh -c "ls $card | grep sriov || true"
+link_up eth0
 section card/carrier cat "$card/net/eth0/carrier"
 ip addr add 10.1.1.1/24 dev eth0
 send
@@ -333,6 +330,17 @@ fn a_network_card_sends() -> Result<()> {
     let came = interrupts.iter().filter(|(count, _)| *count > 0);
     // For the link and for what was sent.
     ensure!(came.count() >= 2, "{interrupts:?}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_cannot_make_virtual_functions() -> Result<()> {
+    let report = REPORT.get()?;
+    // The host could.
+    let folder = HostDevice::NetworkCard.path()?;
+    ensure!(folder.join("sriov_totalvfs").exists());
+    assert_eq!(text(report, "card/functions")?, "");
+    assert_eq!(text(report, "card/extended")?, "0");
     Ok(())
 }
 

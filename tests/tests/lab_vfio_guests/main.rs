@@ -7,6 +7,7 @@ mod devices;
 mod peer_memory;
 mod reboots;
 mod refusals;
+mod virtual_functions;
 mod wired;
 
 use anyhow::{Context as _, Result};
@@ -26,6 +27,24 @@ appears() {
     until [ -e "$1" ]; do
         tries=$((tries + 1))
         [ $tries -lt 300 ] || { echo "no $1"; return 1; }
+        usleep 100000
+    done
+}
+# The ids of extended capabilities: 0 is the list's beginning without one, or with none at all.
+extended() {
+    at=256
+    until [ $at -lt 256 ]; do
+        header=$(($(od -An -tu4 -j $at -N4 "$1/config")))
+        echo $((header & 65535))
+        at=$((header >> 20))
+    done
+}
+# Turns a network interface on, and gives it time for its link.
+link_up() {
+    ip link set "$1" up
+    tries=0
+    until [ "$(cat "/sys/class/net/$1/carrier" 2>/dev/null)" = 1 ] || [ $tries = 100 ]; do
+        tries=$((tries + 1))
         usleep 100000
     done
 }

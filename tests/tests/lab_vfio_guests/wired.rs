@@ -25,13 +25,8 @@ section before interrupts nvme
 section write write_disk /tmp/data 16
 section copy sum_of_disk 16 4
 section after interrupts nvme
-ip link set eth0 up
+link_up eth0
 ip addr add 10.1.1.1/24 dev eth0
-tries=0
-until [ "$(cat "$card/net/eth0/carrier" 2>/dev/null)" = 1 ] || [ $tries = 100 ]; do
-    tries=$((tries + 1))
-    usleep 100000
-done
 send
 section sent cat "$card/net/eth0/statistics/tx_packets"
 section card/interrupts interrupts eth0
