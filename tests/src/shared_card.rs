@@ -46,6 +46,8 @@ impl SharedCard {
     /// # Errors
     /// As [`with_functions`](Self::with_functions).
     pub fn make_functions(&mut self, count: usize) -> Result<()> {
+        // The host's drivers are to leave them alone.
+        write(&self.path.join("sriov_drivers_autoprobe"), "0")?;
         write(&self.number(), &count.to_string())?;
         for number in 0..count {
             self.functions.add(HostDevice::VirtualFunction(number))?;

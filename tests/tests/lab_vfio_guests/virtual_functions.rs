@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use pci::config_space::BarKind;
 use pci::device::{Device as _, IrqKind};
 use pci::passthrough::probe;
-use pci::vfio::Container;
+use pci::vfio::{Container, VfioDevice};
 use tests::passthrough::HostDevice;
 use tests::{CMDLINE, Initramfs, Report, SharedCard, Vmm};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{COMMANDS, device, interrupts, text};
 
@@ -167,10 +168,43 @@ fn check_facts(function: HostDevice) -> Result<()> {
     assert!(!facts.intx);
     assert_eq!(device.irqs(IrqKind::Msix), VECTORS);
     assert!(device.can_reset());
+    // It has no bit that would turn its memory on.
+    assert_ne!(status(&device)?, 0);
     Ok(())
 }
 
+fn status(device: &VfioDevice) -> Result<u32> {
+    let mut data = [0; 4];
+    device.read(0, STATUS, &mut data)?;
+    Ok(u32::from_le_bytes(data))
+}
+
 #[test]
+fn virtual_functions_are_known_by_their_card_and_go_with_it() -> Result<()> {
+    let card = SharedCard::with_functions(2)?;
+    let [first, second] = [0, 1].map(HostDevice::VirtualFunction);
+    check_facts(first)?;
+    // By somebody else, while the first one is in use.
+    let container = Container::new()?;
+    let device = container.open_device(&first.path()?)?;
+    check_facts(second)?;
+
+    let request = EventFd::new(EFD_NONBLOCK)?;
+    device.on_request(&request)?;
+    thread::scope(|scope| {
+        let taker = scope.spawn(|| card.take_functions_away());
+        while request.read().is_err() {
+            ensure!(!taker.is_finished(), "nobody was asked");
+            thread::sleep(Duration::from_millis(10));
+        }
+        ensure!(!taker.is_finished());
+        drop(device);
+        taker.join().expect("no panic")
+    })
+}
+
+#[test]
+#[ignore = "a guest that sends and receives, run by scripts/test --full"]
 fn a_guest_talks_to_the_host_through_a_virtual_function() -> Result<()> {
     let card = SharedCard::with_functions(1)?;
     card.turn_on(&format!("{HOST}/24"))?;
