@@ -77,10 +77,7 @@ impl VfioDevice {
         let file = CString::new(device.name.as_str())
             .map_err(io::Error::from)
             .and_then(|name| sys::open_device(group, &name));
-        let file = file.map_err(|source| OpenError::Device {
-            path: path.clone(),
-            source,
-        })?;
+        let file = file.map_err(|source| not_opened(device, source))?;
         let file = Arc::new(file);
         let info = sys::device_info(&file).map_err(describe("the device".to_owned()))?;
         if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
@@ -274,6 +271,21 @@ impl From<vfio_irq_info> for Irqs {
             count: if has_events { count } else { 0 },
             resizable: flags & VFIO_IRQ_INFO_NORESIZE == 0,
         }
+    }
+}
+
+/// Why the kernel does not open a device.
+fn not_opened(device: &HostDevice, source: io::Error) -> OpenError {
+    let path = device.path.clone();
+    let refused = source.kind() == io::ErrorKind::PermissionDenied;
+    match device.passed_through_card().filter(|_| refused) {
+        Some((card, driver)) => OpenError::NeedsToken {
+            path,
+            card,
+            driver,
+            source,
+        },
+        None => OpenError::Device { path, source },
     }
 }
 

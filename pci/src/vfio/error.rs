@@ -176,6 +176,23 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// It is a function of a card that is passed through, too.
+    #[error(
+        "{} is a virtual function of {card}, which the driver {driver} has: the kernel wants a token for it \
+         that only the user of {card} could know; bind {card} to the driver for cards of its kind instead",
+        path.display()
+    )]
+    NeedsToken {
+        /// The device.
+        path: PathBuf,
+        /// What the kernel calls its card.
+        card: String,
+        /// The card's driver.
+        driver: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
     /// The device itself cannot be opened.
     #[error("{} cannot be opened", path.display())]
     Device {

@@ -61,6 +61,13 @@ impl HostDevice {
         })
     }
 
+    /// The card that it is a virtual function of and that card's driver, if that passes the card through.
+    pub fn passed_through_card(&self) -> Option<(String, String)> {
+        let card = self.path.join("physfn");
+        let driver = link_name(&card, "driver").filter(|driver| is_vfio(&card, driver))?;
+        Some((link_name(&self.path, "physfn")?, driver))
+    }
+
     /// Devices of the same group whose drivers keep the group from being passed through, as
     /// `0000:01:00.1 (nvme)`.
     pub fn in_the_way(&self) -> Vec<String> {
@@ -210,6 +217,24 @@ pub mod tests {
         let message = text(&alone);
         assert!(message.contains("IOMMU group"), "{message}");
         assert!(message.contains("intel_iommu=on"), "{message}");
+    }
+
+    #[test]
+    fn a_virtual_function_knows_a_card_that_is_passed_through() {
+        let sysfs = Sysfs::new();
+        for (slot, driver) in [Some("vfio-pci"), Some("igb"), None]
+            .into_iter()
+            .enumerate()
+        {
+            let card = format!("0000:00:{slot:02x}.0");
+            sysfs.add(&card, driver, Some("1"));
+            let link = sysfs.add(&format!("0000:00:1{slot}.0"), Some("vfio-pci"), Some("2"));
+            let function = HostDevice::find(&link).unwrap();
+            assert_eq!(function.passed_through_card(), None);
+            symlink(format!("../{card}"), function.path.join("physfn")).unwrap();
+            let expected = (driver == Some("vfio-pci")).then(|| (card, "vfio-pci".to_owned()));
+            assert_eq!(function.passed_through_card(), expected);
+        }
     }
 
     #[test]

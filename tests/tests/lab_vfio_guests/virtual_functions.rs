@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use pci::config_space::BarKind;
 use pci::device::{Device as _, IrqKind};
 use pci::passthrough::probe;
-use pci::vfio::{Container, VfioDevice};
-use tests::passthrough::HostDevice;
+use pci::vfio::{Container, OpenError, VfioDevice};
+use tests::passthrough::{HostDevice, PassedThrough};
 use tests::{CMDLINE, Initramfs, Report, SharedCard, Vmm};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -201,6 +201,30 @@ fn virtual_functions_are_known_by_their_card_and_go_with_it() -> Result<()> {
         drop(device);
         taker.join().expect("no panic")
     })
+}
+
+#[test]
+#[ignore = "another refusal, run by scripts/test --full"]
+fn a_virtual_function_of_a_card_that_vfio_has_is_refused() -> Result<()> {
+    const ALLOWED: &str = "/sys/module/vfio_pci/parameters/enable_sriov";
+    let mut host = PassedThrough::take(&[HostDevice::NetworkCard])?;
+    let card = HostDevice::NetworkCard.path()?;
+    let number = card.join("sriov_numvfs");
+    fs::write(ALLOWED, "1")?;
+    fs::write(&number, "1")?;
+    let function = HostDevice::VirtualFunction(0);
+    host.add(function)?;
+    let refusal = Container::new()?.open_device(&function.path()?);
+    fs::write(&number, "0")?;
+    fs::write(ALLOWED, "0")?;
+    let name = card.file_name().context("no name")?.display().to_string();
+    let refusal = refusal.unwrap_err();
+    assert!(
+        matches!(&refusal, OpenError::NeedsToken { card, driver, .. }
+        if *card == name && driver == "vfio-pci"),
+        "{refusal}"
+    );
+    Ok(())
 }
 
 #[test]
