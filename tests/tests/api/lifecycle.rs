@@ -70,8 +70,7 @@ fn a_guest_that_fails_ends_the_vmm_with_an_error_unless_it_is_told_to_stay() {
             Some(code) => assert_eq!(server.wait().code(), Some(code)),
             None => server.wait_for_state("Shutdown"),
         }
-        let errors = server.errors();
-        assert!(errors.contains("triple fault"), "{errors}");
+        server.wait_until("reason", |server| server.errors().contains("triple fault"));
     }
 }
 

@@ -4,8 +4,10 @@
 mod bodies;
 mod cycles;
 mod errors;
+mod hostile;
 mod info;
 mod lifecycle;
+mod remote;
 mod states;
 
 use serde_json::{Value, json};

@@ -13,25 +13,28 @@ use crate::{machine, running, server};
 /// What the virtual machine is doing.
 const STATES: [&str; 5] = ["none", "Created", "Running", "Paused", "Shutdown"];
 
+/// The VMM stays when its guest ends: the probe guest does not survive an NMI.
+const STAY: &[&str] = &["--no-shutdown"];
+
 /// A VMM whose virtual machine is in a state.
 fn in_state(state: &str) -> ApiServer {
     let server = match state {
-        "none" => return server(&[]),
+        "none" => return server(STAY),
         "Created" => {
-            let server = server(&[]);
+            let server = server(STAY);
             server
                 .put("vm.create", &machine(&server, "listen"))
                 .expect(204);
             server
         }
-        "Running" => running(&[]),
+        "Running" => running(STAY),
         "Paused" => {
-            let server = running(&[]);
+            let server = running(STAY);
             server.act("vm.pause").expect(204);
             server
         }
         "Shutdown" => {
-            let server = running(&[]);
+            let server = running(STAY);
             server.act("vm.shutdown").expect(204);
             server
         }
