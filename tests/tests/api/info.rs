@@ -4,25 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tests::CoherentDevice;
-use tests::coherent_device::Options;
 use tests::probe;
 
-use crate::{console, machine, running, server, wait_for};
-
-const MIB: u64 = 1 << 20;
-
-/// Memory of the simulated device: less than its BAR, as with real ones, which is what it is known by.
-const MEMORY: u64 = 448 * MIB;
-
-/// A simulated device, whose program cargo has built.
-fn simulated() -> CoherentDevice {
-    let program = Path::new(env!("CARGO_BIN_EXE_coherent_device"));
-    let options = Options {
-        usable: Some(MEMORY),
-        ..Options::default()
-    };
-    CoherentDevice::start_program(program, options).unwrap()
-}
+use crate::{MEMORY, MIB, console, machine, running, server, simulated, wait_for};
 
 #[test]
 fn ping_names_version_and_process() {

@@ -188,3 +188,66 @@ fn an_nmi_reaches_the_guest() {
         server.errors()
     );
 }
+
+#[test]
+fn every_step_is_an_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let option = format!("path={}", path.display());
+    let mut server = server(&["--no-shutdown", "--event-monitor", &option]);
+    server
+        .put("vm.create", &machine(&server, "reset"))
+        .expect(204);
+    // The guest resets itself for ever, unless it is paused.
+    for route in [
+        "vm.boot",
+        "vm.pause",
+        "vm.resume",
+        "vm.shutdown",
+        "vm.delete",
+    ] {
+        server.act(route).expect(204);
+    }
+    server
+        .put("vm.create", &machine(&server, "poweroff"))
+        .expect(204);
+    server.act("vm.boot").expect(204);
+    server.wait_for_state("Shutdown");
+    server.act("vmm.shutdown").expect(204);
+    assert_eq!(server.wait().code(), Some(0));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let events = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+    let mut names: Vec<String> = events
+        .map(|event| {
+            let event = event.unwrap();
+            format!(
+                "{}:{}",
+                event["source"].as_str().unwrap(),
+                event["event"].as_str().unwrap()
+            )
+        })
+        .collect();
+    let resets = names.iter().filter(|name| *name == "vm:rebooting").count();
+    assert_eq!(
+        resets,
+        names.iter().filter(|name| *name == "vm:rebooted").count()
+    );
+    names.retain(|name| !name.starts_with("vm:reboot"));
+    let expected = [
+        "vmm:starting",
+        "vm:booting",
+        "vm:booted",
+        "vm:pausing",
+        "vm:paused",
+        "vm:resuming",
+        "vm:resumed",
+        "vm:shutdown",
+        "vm:deleted",
+        "vm:booting",
+        "vm:booted",
+        "vm:shutdown",
+        "vm:deleted",
+        "vmm:shutdown",
+    ];
+    assert_eq!(names, expected);
+}

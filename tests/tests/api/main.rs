@@ -4,14 +4,19 @@
 mod bodies;
 mod cycles;
 mod errors;
+mod examples;
 mod hostile;
 mod info;
 mod lifecycle;
 mod remote;
 mod states;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
+use tests::CoherentDevice;
 use tests::api::ApiServer;
+use tests::coherent_device::Options;
 use tests::probe;
 
 /// A VMM with further options that has no virtual machine yet.
@@ -51,4 +56,19 @@ fn running(options: &[&str]) -> ApiServer {
     server.act("vm.boot").expect(204);
     wait_for(&mut server, "listen: ready", 1);
     server
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Memory of the simulated device: less than its BAR, as with real ones, which is what it is known by.
+const MEMORY: u64 = 448 * MIB;
+
+/// A simulated device, whose program cargo has built.
+fn simulated() -> CoherentDevice {
+    let program = Path::new(env!("CARGO_BIN_EXE_coherent_device"));
+    let options = Options {
+        usable: Some(MEMORY),
+        ..Options::default()
+    };
+    CoherentDevice::start_program(program, options).unwrap()
 }
