@@ -10,6 +10,12 @@ LAB_CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/vmm-lab/$LAB_RECIPE"
 # QEMU and the ACPI tools with every library they need, and wrappers for them in bin/; the kernels'
 # headers in usr/src/.
 LAB_TOOLS="$LAB_CACHE/tools"
+# The system's Python, and schemathesis for it; see fetch-schemathesis.
+LAB_PYTHON=/usr/bin/python3
+LAB_SCHEMATHESIS="$(dirname "$LAB_CACHE")/schemathesis-$({
+    cat "$(dirname "${BASH_SOURCE[0]}")/schemathesis.txt"
+    "$LAB_PYTHON" --version 2>&1 || true
+} | sha256sum | cut -c 1-16)/bin/schemathesis"
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
