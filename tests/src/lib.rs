@@ -14,6 +14,7 @@ pub mod api;
 pub mod binaries;
 pub mod coherent_device;
 mod cpio;
+mod forward;
 mod host;
 mod initramfs;
 mod lab;
@@ -26,6 +27,7 @@ mod signals;
 mod vmm;
 
 pub use coherent_device::CoherentDevice;
+pub use forward::Forward;
 pub use host::{
     Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
 };
