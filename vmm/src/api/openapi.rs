@@ -97,7 +97,7 @@ fn response(route: &Route, status: u16) -> Value {
         413 => "The body is too large.",
         431 => "The header is too large.",
         500 => "It was tried and could not be done.",
-        501 => "Not there yet.",
+        501 => "Not there yet, or not on this architecture.",
         503 => "The VMM is ending, or has no room for another connection.",
         _ => "An error.",
     };

@@ -48,8 +48,8 @@ pub struct Route {
     pub body: Option<&'static str>,
     /// The type of what it answers with; without one, with nothing.
     pub answer: Option<&'static str>,
-    /// Whether it can fail although everything that it needs is there.
-    pub may_fail: bool,
+    /// Statuses of answers that say that it failed although everything that it needs is there.
+    pub failures: &'static [u16],
 }
 
 /// What a route makes the VMM do.
@@ -141,7 +141,7 @@ impl Route {
         ];
         let mut statuses: BTreeSet<u16> = states.map(|state| self.status(state)).into();
         statuses.extend(self.body.map(|_| 400));
-        statuses.extend(self.may_fail.then_some(500));
+        statuses.extend(self.failures);
         statuses.into_iter().collect()
     }
 
@@ -160,7 +160,7 @@ impl Route {
             needs,
             body: None,
             answer: None,
-            may_fail: false,
+            failures: &[],
         }
     }
 
@@ -174,8 +174,8 @@ impl Route {
         self
     }
 
-    const fn may_fail(mut self) -> Self {
-        self.may_fail = true;
+    const fn may_fail(mut self, failures: &'static [u16]) -> Self {
+        self.failures = failures;
         self
     }
 }
@@ -275,21 +275,21 @@ pub const ROUTES: [Route; 31] = [
         Needs::NotBooted,
         "Boots the virtual machine",
     )
-    .may_fail(),
+    .may_fail(&[500]),
     put(
         "vm.pause",
         || Action::Pause,
         Needs::Running,
         "Lets its vCPUs stand still",
     )
-    .may_fail(),
+    .may_fail(&[500]),
     put(
         "vm.resume",
         || Action::Resume,
         Needs::Paused,
         "Lets its vCPUs go on",
     )
-    .may_fail(),
+    .may_fail(&[500]),
     put(
         "vm.shutdown",
         || Action::Shutdown,
@@ -302,7 +302,7 @@ pub const ROUTES: [Route; 31] = [
         Needs::Booted,
         "Stops the virtual machine and boots it again",
     )
-    .may_fail(),
+    .may_fail(&[500]),
     put(
         "vm.power-button",
         || Action::PowerButton,
@@ -315,7 +315,7 @@ pub const ROUTES: [Route; 31] = [
         Needs::Booted,
         "Gives the vCPUs a non-maskable interrupt",
     )
-    .may_fail(),
+    .may_fail(&[501]),
     read(
         "vm.add-device",
         add_device,
