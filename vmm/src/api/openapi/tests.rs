@@ -87,6 +87,36 @@ fn statuses_follow_the_state() {
     assert_eq!(statuses("/api/v1/vm.snapshot"), [501; 5]);
 }
 
+/// docs/api.md has a table that the program is held to. Where there is a body, what is in it counts too.
+#[test]
+fn statuses_are_those_that_the_program_was_seen_to_answer() {
+    use crate::api::VmState::{Created, Paused, Running, Shutdown};
+    let text = include_str!("../../../../docs/api.md");
+    let states = [
+        None,
+        Some(Created),
+        Some(Running),
+        Some(Paused),
+        Some(Shutdown),
+    ];
+    for route in &ROUTES {
+        let name = format!("| `{} {}` |", route.method.as_str(), route.name);
+        let row = text.lines().find_map(|line| line.strip_prefix(&name));
+        let row = row.unwrap_or_else(|| panic!("docs/api.md has no {name}"));
+        let seen: Vec<u16> = row
+            .split_terminator('|')
+            .map(|status| status.trim().parse().unwrap())
+            .collect();
+        assert_eq!(seen.len(), states.len(), "{name}");
+        for (state, seen) in states.into_iter().zip(seen) {
+            assert!(route.statuses().contains(&seen), "{name} {seen}");
+            if route.body.is_none() {
+                assert_eq!(route.status(state), seen, "{name} {state:?}");
+            }
+        }
+    }
+}
+
 /// A member is left out, `null`, and what its schema says that stands for an absent one: all of them
 /// are the same. `whole` has what is required.
 fn defaults_are_true<T>(whole: &Value)
