@@ -117,6 +117,16 @@ fn statuses_are_those_that_the_program_was_seen_to_answer() {
     }
 }
 
+/// Its schema is that of a type which is only there for that.
+#[test]
+fn ranges_are_written_as_their_schema_says() {
+    let range = json!(crate::plan::GpaRange { start: 1, size: 2 });
+    let written = range.as_object().unwrap().keys();
+    let schema = &schemas()["GpaRange"];
+    assert!(written.eq(schema["properties"].as_object().unwrap().keys()));
+    assert_eq!(schema["required"].as_array().map(Vec::len), Some(2));
+}
+
 /// A member is left out, `null`, and what its schema says that stands for an absent one: all of them
 /// are the same. `whole` has what is required.
 fn defaults_are_true<T>(whole: &Value)
