@@ -102,7 +102,7 @@ pub enum ActionError {
     /// vCPUs cannot be given non-maskable interrupts.
     #[error("there is no non-maskable interrupt")]
     Nmi(#[source] NmiError),
-    /// The machine could not be booted. It is shut down now.
+    /// The machine could not be booted. One that was to be rebooted is shut down now.
     #[error("the virtual machine cannot be booted")]
     Boot(#[source] BootError),
     /// The VMM ends and does nothing any more.
