@@ -22,8 +22,8 @@ const MADE: [u32; 2] = [8, 9];
 /// Where the devices are: the segment of the second node, and the first free place.
 const BDFS: [&str; 2] = ["0001:00:05.0", "0000:00:01.0"];
 
-/// What can be used of the first device's memory; it is known by that this is less than its BAR. The
-/// second device has all of its BAR.
+/// What can be used of the first device's memory: less than its BAR, which is what such memory is known
+/// by. That of the second device could be any.
 const USABLE: u64 = 448 * MIB;
 const BAR: u64 = 512 * MIB;
 /// What each node of a device is given.
@@ -63,6 +63,7 @@ if [ ! -e "$(folder "${BDFS% *}")" ]; then
 fi
 section possible cat /sys/devices/system/node/possible
 section has_memory cat /sys/devices/system/node/has_memory
+section initiators cat /sys/devices/system/node/has_generic_initiator
 section load insmod /lib/coherent_memory.ko
 for bdf in $BDFS; do
     section "bars/$bdf" cat "$(folder "$bdf")/resource"
@@ -204,7 +205,7 @@ fn assert_devices(info: &Value, report: &Report) -> Result<()> {
     let devices = info["numa"]["devices"].as_array().context("no devices")?;
     let mut devices: Vec<_> = devices.iter().collect();
     devices.sort_by_key(|device| device["id"].as_str() != Some("gpu0"));
-    let expected = [("gpu0", DECLARED, USABLE), ("gpu1", MADE, BAR)];
+    let expected = [("gpu0", DECLARED, Some(USABLE)), ("gpu1", MADE, None)];
     assert_eq!(devices.len(), expected.len());
     let linux = info["numa"]["nodes"].as_array().context("no nodes")?;
     for (((id, nodes, size), bdf), told) in expected.into_iter().zip(BDFS).zip(devices) {
@@ -217,6 +218,7 @@ fn assert_devices(info: &Value, report: &Report) -> Result<()> {
         assert_eq!(told["guest_numa_ids"], json!(nodes));
         let source = report.text(&format!("source/{bdf}"))?.trim();
         assert_eq!((&told["dsd"], source), (&json!(true), "dsd"));
+        assert_eq!(told["generic_initiators"], true);
 
         let seen = bars(report, bdf)?;
         let resources = tree["resources"].as_array().context("no resources")?;
@@ -225,10 +227,10 @@ fn assert_devices(info: &Value, report: &Report) -> Result<()> {
             .filter_map(|resource| resource.get("PciBar"));
         let bars = bars.map(|bar| json!([bar["index"], bar["base"], bar["size"]]));
         assert_eq!(json!(seen), Value::from_iter(bars));
-        let memory = &told["coherent_memory"];
         let (bar, address, length) = *seen.last().context("no BARs")?;
-        let expected = json!({"bar": bar, "address": address, "size": size});
-        assert_eq!((memory, length), (&expected, BAR));
+        assert_eq!(length, BAR);
+        let memory = size.map(|size| json!({"bar": bar, "address": address, "size": size}));
+        assert_eq!(told.get("coherent_memory"), memory.as_ref());
 
         // The driver gave each of its nodes memory, from where the VMM says that it is.
         let lines = nodes.iter().zip(0..).map(|(node, position)| {
@@ -240,6 +242,7 @@ fn assert_devices(info: &Value, report: &Report) -> Result<()> {
         let given = report.text(&format!("nodes/{bdf}"))?;
         assert_eq!(given, lines.collect::<String>());
     }
+    assert_eq!(report.text("initiators")?.trim(), "2-5");
     for (bdf, node) in BDFS.into_iter().zip(["1", "0"]) {
         assert_eq!(report.text(&format!("near/{bdf}"))?.trim(), node);
     }
@@ -280,24 +283,18 @@ fn table(report: &Report) -> Result<String> {
         writeln!(text, "  {id:>4}  {}", columns(&node.distances))?;
     }
     writeln!(text, "\nDevices")?;
+    let told = "told by _DSD and generic initiators";
     // By their addresses.
-    for (bdf, id, nodes, size) in [
-        (BDFS[1], "gpu1", "8-9", BAR),
-        (BDFS[0], "gpu0", "6-7", USABLE),
-    ] {
-        let seen = bars(report, bdf)?;
-        let (bar, start, _) = seen.last().context("no BARs")?;
-        let digits = |address: u64| format!("0x{address:012x}");
-        writeln!(text, "  {bdf}  {id}")?;
-        writeln!(
-            text,
-            "      memory that CPUs may cache: {} MiB in BAR {bar}, {}-{}",
-            size / MIB,
-            digits(*start),
-            digits(start + size - 1)
-        )?;
-        writeln!(text, "      nodes {nodes}, told by _DSD")?;
-    }
+    writeln!(text, "  {}  gpu1\n      nodes 8-9, {told}", BDFS[1])?;
+    writeln!(text, "  {}  gpu0", BDFS[0])?;
+    let seen = bars(report, BDFS[0])?;
+    let (bar, start, _) = seen.last().context("no BARs")?;
+    let (end, mebibytes) = (start + USABLE - 1, USABLE / MIB);
+    writeln!(
+        text,
+        "      memory that CPUs may cache: {mebibytes} MiB in BAR {bar}, {start:#014x}-{end:#014x}"
+    )?;
+    writeln!(text, "      nodes 6-7, {told}")?;
     Ok(text)
 }
 
