@@ -2,6 +2,7 @@
 #![cfg(target_arch = "x86_64")]
 
 mod bodies;
+mod core_scheduling;
 mod cycles;
 mod errors;
 mod examples;
