@@ -5,6 +5,7 @@ mod bodies;
 mod core_scheduling;
 mod cycles;
 mod errors;
+mod events;
 mod examples;
 mod hostile;
 mod info;
