@@ -8,6 +8,7 @@ mod access;
 mod address;
 pub mod config_space;
 pub mod device;
+pub mod emulated;
 mod facts;
 mod few;
 mod function;
@@ -30,7 +31,7 @@ pub use function::Function;
 pub use host_bridge::HostBridge;
 pub use machine::{
     AcpiNode, AcpiScope, AddressSpace, DmaArea, DmaTarget, InterruptLine, MappableArea, MsiMessage,
-    MsiSource, MsiVector, PlacedRegion, Region, ResampledLine, Space,
+    MsiSource, MsiVector, Notification, PlacedRegion, Region, ResampledLine, Space,
 };
 pub use msix::MsixTable;
 pub use segment::{ECAM_SIZE, Segment, SlotError};
