@@ -23,7 +23,9 @@ use super::space::{FunctionSpace, GuestSpace, SpaceParts};
 use super::view::MemoryView;
 use super::{MachineError, kvm_error};
 use crate::passthrough::{OpenDevice, Passthrough, find_loss};
-use crate::plan::{FunctionPlan, FunctionSource, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan};
+use crate::plan::{
+    FunctionPlan, FunctionSource, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan, VirtioKind,
+};
 
 /// Why a device cannot be put into the machine.
 #[derive(Debug, Error)]
@@ -65,6 +67,14 @@ pub enum DeviceError {
         /// Why not.
         #[source]
         source: FunctionError,
+    },
+    /// It is of a kind that machines do not have yet.
+    #[error("device {id}: {kind} is not supported yet")]
+    NotYet {
+        /// Its name.
+        id: String,
+        /// What it is.
+        kind: VirtioKind,
     },
     /// The plan is not for these devices.
     #[error("device {id}: the plan does not say where it is, or it has changed since")]
@@ -253,7 +263,17 @@ impl Builder<'_> {
         let mut segment = Segment::new();
         let mut has_bridge = true;
         for function in &plan.functions {
-            let Some(device) = self.passthrough.find(&function.source) else {
+            let device = match &function.source {
+                FunctionSource::Vfio { .. } | FunctionSource::VfioUser { .. } => {
+                    self.passthrough.find(&function.source)
+                }
+                FunctionSource::Virtio { kind } => {
+                    let (id, kind) = (function.id.clone(), *kind);
+                    return Err(DeviceError::NotYet { id, kind }.into());
+                }
+                FunctionSource::Reserved => None,
+            };
+            let Some(device) = device else {
                 continue;
             };
             has_bridge &= function.bdf.device != 0;

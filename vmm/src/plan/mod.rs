@@ -23,7 +23,10 @@ use thiserror::Error;
 
 pub use arch::{CpuTopology, GpaRange, Isa};
 
-pub use self::pci::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
+pub use self::pci::{
+    DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VIRTIO_BAR_SIZE,
+    VirtioKind,
+};
 pub use firmware::VENDOR;
 
 use crate::acpi;
