@@ -31,22 +31,6 @@ pub use queue::{Chain, QueueInterrupt, VirtQueue};
 pub use transport::{BAR_SIZE, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 
-/// What kind of device it is (section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceType {
-    /// A source of randomness.
-    Entropy,
-}
-
-impl DeviceType {
-    /// Its number.
-    pub fn id(self) -> u16 {
-        match self {
-            Self::Entropy => 4,
-        }
-    }
-}
-
 /// Feature bits that every device offers (section 6).
 pub mod features {
     /// Descriptors may be in a table of their own.

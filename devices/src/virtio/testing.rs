@@ -15,7 +15,7 @@ use pci::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Device, DeviceType, GuestMemory, VirtioFunction, VirtioParts, features};
+use super::{Device, GuestMemory, VirtioFunction, VirtioParts, features};
 
 /// Bytes of RAM, from address 0.
 pub const RAM: usize = 1 << 20;
@@ -160,7 +160,6 @@ pub struct Driver {
 
 /// Offsets in the BAR.
 const ISR: u64 = 0x1000;
-pub const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
 const TABLE: u64 = 0x4000;
 
@@ -173,7 +172,6 @@ impl Driver {
         let vectors = device.queue_sizes().len() as u64 + 1;
         let function = VirtioFunction::new(VirtioParts {
             id: "under test".to_owned(),
-            kind: DeviceType::Entropy,
             device,
             identity: Identity {
                 vendor: 0x1af4,

@@ -15,6 +15,7 @@ mod report;
 mod segments;
 mod serial;
 mod two_devices;
+mod virtio;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

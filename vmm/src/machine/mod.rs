@@ -38,6 +38,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::config::VmConfig;
 use crate::passthrough::Passthrough;
 use crate::plan::{FirmwarePlan, Plan, PlannedTable};
+use crate::virtio::Backends;
 
 pub use self::affinity::AffinityError;
 pub use self::control::{Control, Ending};
@@ -161,6 +162,7 @@ impl Machine {
         config: &VmConfig,
         payload: &mut Payload,
         passthrough: &Passthrough,
+        backends: &Backends,
         consoles: &Consoles,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
@@ -189,7 +191,8 @@ impl Machine {
             areas: &areas,
         };
         let peer_to_peer = config.platform.vfio_p2p_dma;
-        let functions = PciFunctions::build(plan, passthrough, &connections, peer_to_peer)?;
+        let functions =
+            PciFunctions::build(plan, passthrough, backends, &connections, peer_to_peer)?;
         let context = Arc::new(VcpuContext {
             buses,
             areas,

@@ -24,8 +24,7 @@ use thiserror::Error;
 pub use arch::{CpuTopology, GpaRange, Isa};
 
 pub use self::pci::{
-    DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VIRTIO_BAR_SIZE,
-    VirtioKind,
+    DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
 };
 pub use firmware::VENDOR;
 

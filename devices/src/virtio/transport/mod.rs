@@ -22,8 +22,8 @@ use self::capabilities::Window;
 use self::registers::{Common, Effect};
 use super::queue::{NO_VECTOR, Signal};
 use super::{
-    Device, DeviceConfig, DeviceType, Fault, FaultSink, GuestMemory, NotStarted, QueueInterrupt,
-    Running, Start, VirtQueue, features,
+    Device, DeviceConfig, Fault, FaultSink, GuestMemory, NotStarted, QueueInterrupt, Running,
+    Start, VirtQueue, features,
 };
 
 /// Bytes of BAR 0, which has all registers.
@@ -77,8 +77,6 @@ pub enum VirtioError {
 pub struct VirtioParts<'a> {
     /// Its name, for messages.
     pub id: String,
-    /// What it is.
-    pub kind: DeviceType,
     /// The device.
     pub device: Box<dyn Device>,
     /// What it is on PCI.
@@ -109,7 +107,6 @@ impl VirtioFunction {
     pub fn new(parts: VirtioParts<'_>) -> Result<Self, VirtioError> {
         let VirtioParts {
             id,
-            kind: _,
             device,
             identity,
             bdf,

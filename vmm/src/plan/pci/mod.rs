@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{GpaRange, Gsi};
 
 pub(super) use layout::plan;
-pub use virtio::{VIRTIO_BAR_SIZE, VirtioKind};
+pub use virtio::VirtioKind;
 
 /// Segments, ascending; there is at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use ::pci::config_space::{BarKind, Identity};
 use ::pci::{BarFacts, DeviceFacts};
+use devices::virtio::BAR_SIZE;
 use serde::{Deserialize, Serialize};
 
 /// Vendor of virtio devices, and of their subsystems (section 4.1.2).
@@ -14,10 +15,6 @@ const FIRST_DEVICE: u16 = 0x1040;
 const REVISION: u8 = 1;
 /// Devices without the legacy interface have at least subsystem id 0x40 (section 4.1.2.1).
 const SUBSYSTEM: u16 = 0x1100;
-
-/// Bytes of BAR 0, which holds all registers of a virtio device, its MSI-X table included. `devices`
-/// lays them out; a page of any guest holds no registers of two devices.
-pub const VIRTIO_BAR_SIZE: u64 = 64 << 10;
 
 /// What a virtio device does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +40,7 @@ impl VirtioKind {
                 kind: BarKind::Memory64 {
                     prefetchable: false,
                 },
-                size: VIRTIO_BAR_SIZE,
+                size: BAR_SIZE,
                 mappable: 0,
             }],
             intx: false,
