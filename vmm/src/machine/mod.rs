@@ -11,6 +11,7 @@ mod gate;
 mod host;
 mod memory;
 mod msi;
+mod notifications;
 mod pause;
 mod payload;
 mod pci;
