@@ -11,7 +11,7 @@ fn every_field(kernel: &Value, console: &Value) -> Value {
         "cpus": {
             "boot_vcpus": 1, "max_vcpus": 1, "topology": null, "kvm_hyperv": false,
             "max_phys_bits": 46, "affinity": null, "features": {"amx": false}, "nested": true,
-            "core_scheduling": "Off",
+            "core_scheduling": "Vm",
         },
         "memory": {
             "size": 67_108_864, "mergeable": false, "hotplug_method": "Acpi", "hotplug_size": null,

@@ -61,6 +61,14 @@ pub const SPELLING: Spelling = Spelling {
             "offer hardware virtualization to the guest, x86_64 only",
         )
         .or(Fallback::Value("on")),
+        Key::new(
+            "core_scheduling",
+            "core_scheduling",
+            Value::Typed("vm|vcpu|off"),
+            "what may run on the host core of a vCPU at the same time: vm is other vCPUs of this \
+             machine, vcpu is nothing, off is anything",
+        )
+        .or(Fallback::Absent("vm, where the host's kernel can")),
     ],
     not_yet: &[
         NotYet::both("kvm_hyperv")
@@ -69,9 +77,6 @@ pub const SPELLING: Spelling = Spelling {
         NotYet::both("features")
             .unless_text("[]")
             .unless_json("false"),
-        NotYet::both("core_scheduling")
-            .unless_text("off")
-            .unless_json("\"Off\""),
     ],
 };
 
@@ -101,6 +106,22 @@ pub struct CpusConfig {
     /// Host CPUs that vCPUs may run on; a vCPU that is not named runs anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub affinity: Vec<CpuAffinity>,
+    /// What may run beside a vCPU, on the other hardware threads of its host core; without it
+    /// [`CoreScheduling::Vm`], where the host's kernel can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core_scheduling: Option<CoreScheduling>,
+}
+
+/// What may run beside a vCPU, on the other hardware threads of its host core (Linux,
+/// admin-guide/hw-vuln/core-scheduling).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum CoreScheduling {
+    /// Other vCPUs of the same machine.
+    Vm,
+    /// Nothing.
+    Vcpu,
+    /// Anything.
+    Off,
 }
 
 /// Units at each level of the topology; their product is the number of vCPUs.
@@ -170,6 +191,7 @@ impl Default for CpusConfig {
             max_phys_bits: None,
             nested: true,
             affinity: Vec::new(),
+            core_scheduling: None,
         }
     }
 }
@@ -192,6 +214,7 @@ impl CpusConfig {
             max_phys_bits,
             nested: _,
             affinity,
+            core_scheduling: _,
         } = self;
         let mut invalid = |value: String, reason: String| {
             problems.push(Problem::invalid(format_args!("--cpus {value}"), reason));
@@ -257,6 +280,16 @@ impl CpuTopology {
             .map(u128::from)
             .iter()
             .product()
+    }
+}
+
+impl fmt::Display for CoreScheduling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vm => "vm",
+            Self::Vcpu => "vcpu",
+            Self::Off => "off",
+        })
     }
 }
 

@@ -41,7 +41,8 @@ pub use console::{
     ConsoleConfig, ConsoleMode, DEFAULT_DEBUG_CONSOLE_PORT, DebugConsoleConfig, SerialConfig,
 };
 pub use cpus::{
-    CpuAffinity, CpuTopology, CpusConfig, DEFAULT_X86_PHYS_BITS, MAX_HOST_CPUS, MAX_VCPUS,
+    CoreScheduling, CpuAffinity, CpuTopology, CpusConfig, DEFAULT_X86_PHYS_BITS, MAX_HOST_CPUS,
+    MAX_VCPUS,
 };
 pub use device::DeviceConfig;
 pub use device_nodes::{GenericInitiator, GuestNumaIds, MAX_DEVICE_NODES};

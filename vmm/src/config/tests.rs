@@ -67,9 +67,21 @@ fn options_and_json_mean_the_same() {
                 [{"vcpu":0,"host_cpus":[2,3]},{"vcpu":1,"host_cpus":[0,1,7]}]}"#,
             ),
             (
-                "kvm_hyperv=off,core_scheduling=off,features=[]",
-                r#"{"boot_vcpus":1,"max_vcpus":1,"kvm_hyperv":false,"core_scheduling":"Off",
+                "kvm_hyperv=off,features=[]",
+                r#"{"boot_vcpus":1,"max_vcpus":1,"kvm_hyperv":false,"core_scheduling":null,
                 "features":{"amx":false},"affinity":null,"topology":null,"max_phys_bits":null}"#,
+            ),
+            (
+                "core_scheduling=vm",
+                r#"{"boot_vcpus":1,"max_vcpus":1,"core_scheduling":"Vm"}"#,
+            ),
+            (
+                "core_scheduling=vcpu",
+                r#"{"boot_vcpus":1,"max_vcpus":1,"core_scheduling":"Vcpu"}"#,
+            ),
+            (
+                "core_scheduling=off",
+                r#"{"boot_vcpus":1,"max_vcpus":1,"core_scheduling":"Off"}"#,
             ),
         ],
     );
@@ -424,6 +436,7 @@ fn an_option_that_contradicts_itself_is_refused() {
 fn json_reports_every_problem_with_its_place() {
     let body = r#"{
         "cpus": {"boot_vcpus": "x", "max_vcpus": 1.5, "kvm_hyperv": true, "bot": 1,
+                 "core_scheduling": "vm",
                  "affinity": [{"vcpu": 0, "host_cpus": [1, -1]}]},
         "memory": {"size": "1G", "hotplug_size": 4096, "zones": [{"id": "a"}]},
         "serial": {"mode": "tty"},
@@ -444,7 +457,8 @@ fn json_reports_every_problem_with_its_place() {
         "cpus.max_vcpus=1.5: expected u32",
         "not supported yet: cpus.kvm_hyperv",
         "cpus.bot: unknown key \"bot\"; expected one of boot_vcpus, max_vcpus, topology, \
-         max_phys_bits, nested, affinity",
+         max_phys_bits, nested, affinity, core_scheduling",
+        "cpus.core_scheduling=\"vm\": unknown value \"vm\"; did you mean \"Vm\"?",
         "cpus.affinity[0].host_cpus[1]=-1: expected u32",
         "memory.size=\"1G\": expected u64",
         "memory.zones[0].size: is missing",

@@ -6,6 +6,7 @@
 mod affinity;
 mod areas;
 mod control;
+mod core_scheduling;
 mod devices;
 mod gate;
 mod host;
@@ -56,11 +57,12 @@ pub use self::sigbus::prepare as prepare_for_gone_memory;
 pub use self::vcpu::prepare_kicks;
 
 use self::areas::DeviceAreas;
+use self::core_scheduling::Cookies;
 use self::devices::Devices;
 use self::gate::Gate;
 use self::memory::GuestRam;
 use self::pci::{Connections, PciFunctions};
-use self::vcpu::{VcpuContext, VcpuThread};
+use self::vcpu::{Scheduling, VcpuContext, VcpuThread};
 
 /// Why a machine cannot be built.
 #[derive(Debug, Error)]
@@ -217,15 +219,19 @@ impl Machine {
         };
         // Only now: a machine that cannot be built leaves the file of its console as it was.
         consoles.take();
+        let cookies = Arc::new(Cookies::new(&config.cpus));
         // Where vCPUs beyond the boot ones were created, KVM keeps them without a thread.
         let boot = plan.cpus.boot as usize;
         for (planned, vcpu) in plan.cpus.cpus.iter().zip(vcpus).take(boot) {
             let prepare = preparation.for_vcpu(planned);
-            let host_cpus = affinity::of_vcpu(&config.cpus, planned.index);
+            let scheduling = Scheduling {
+                host_cpus: affinity::of_vcpu(&config.cpus, planned.index),
+                cookies: Arc::clone(&cookies),
+            };
             let context = Arc::clone(&machine.context);
             let index = planned.index;
             let place = machine.gate.admit(Member::Vcpu(index));
-            let thread = VcpuThread::start(index, vcpu, context, place, host_cpus, prepare);
+            let thread = VcpuThread::start(index, vcpu, context, place, scheduling, prepare);
             machine
                 .threads
                 .push(thread.map_err(|source| MachineError::Thread { index, source })?);

@@ -20,6 +20,9 @@ pub enum FailureReason {
     /// The thread could not be bound to its host CPUs.
     #[error("--cpus affinity: cannot bind the vCPU's thread")]
     Affinity(#[source] io::Error),
+    /// The host's kernel can keep other threads from the vCPU's core, and did not.
+    #[error("--cpus core_scheduling: cannot keep other threads from the vCPU's core")]
+    CoreScheduling(#[source] io::Error),
     /// The vCPU could not be given its initial state.
     #[error("cannot set up the vCPU")]
     Setup(#[from] VcpuError),

@@ -19,6 +19,7 @@ use vmm_sys_util::signal::register_signal_handler;
 use super::affinity::bind_thread;
 use super::areas::DeviceAreas;
 use super::control::{Control, Ending};
+use super::core_scheduling::Cookies;
 use super::devices::Consoles;
 use super::gate::{Errand, Member, Place, Seat};
 use super::isa;
@@ -137,6 +138,14 @@ impl Drop for RunPage {
     }
 }
 
+/// How the host schedules a vCPU's thread.
+pub struct Scheduling {
+    /// Host CPUs that it may run on; empty if it may run anywhere.
+    pub host_cpus: Vec<u32>,
+    /// Where it takes what keeps other threads from its core.
+    pub cookies: Arc<Cookies>,
+}
+
 /// A vCPU whose thread runs.
 pub struct VcpuThread {
     page: Arc<RunPage>,
@@ -145,14 +154,14 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts a thread on `host_cpus` that first runs `prepare` and then the vCPU, until the
+    /// Starts a thread under `scheduling` that first runs `prepare` and then the vCPU, until the
     /// machine stops.
     pub fn start<P>(
         index: u32,
         mut vcpu: VcpuFd,
         context: Arc<VcpuContext>,
         place: Place,
-        host_cpus: Vec<u32>,
+        scheduling: Scheduling,
         prepare: P,
     ) -> io::Result<Self>
     where
@@ -165,7 +174,9 @@ impl VcpuThread {
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    bind_thread(&host_cpus).map_err(FailureReason::Affinity)?;
+                    let Scheduling { host_cpus, cookies } = &scheduling;
+                    bind_thread(host_cpus).map_err(FailureReason::Affinity)?;
+                    let _cookie = cookies.take().map_err(FailureReason::CoreScheduling)?;
                     prepare(&mut vcpu)?;
                     run(&mut vcpu, &own_page, &context, &place)
                 }));

@@ -245,6 +245,7 @@ fn every_key_in_the_help_shows_a_default_or_has_none() {
     for (option, default) in [
         ("--cpus", "[default: 1]"),
         ("--cpus", "[default: as boot]"),
+        ("--cpus", "core_scheduling=vm|vcpu|off: "),
         ("--memory", "[default: 512M]"),
         ("--serial", "off|null|tty|pty [default: null]"),
         ("--console", "[default: off]"),
@@ -391,7 +392,7 @@ fn all_wrong_options_are_reported_at_once() {
 #[test]
 fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
     for args in [
-        &["--cpus", "kvm_hyperv=off,core_scheduling=off"][..],
+        &["--cpus", "kvm_hyperv=off,features=[]"][..],
         &[
             "--memory",
             "hotplug_method=acpi,hotplug_size=0,hotplugged_size=0,reserve=off",

@@ -36,12 +36,15 @@ prop_compose! {
             (any::<u32>(), prop::collection::vec(any::<u32>(), 0..8)),
             0..4,
         ),
+        core_scheduling in prop::option::of(prop::sample::select(
+            &[CoreScheduling::Vm, CoreScheduling::Vcpu, CoreScheduling::Off][..],
+        )),
     ) -> CpusConfig {
         let affinity = affinity
             .into_iter()
             .map(|(vcpu, host_cpus)| CpuAffinity { vcpu, host_cpus })
             .collect();
-        CpusConfig { boot_vcpus, max_vcpus, topology, max_phys_bits, nested, affinity }
+        CpusConfig { boot_vcpus, max_vcpus, topology, max_phys_bits, nested, affinity, core_scheduling }
     }
 }
 
@@ -284,6 +287,9 @@ proptest! {
         }
         if let Some(bits) = config.max_phys_bits {
             text.push_str(&format!(",max_phys_bits={bits}"));
+        }
+        if let Some(mode) = config.core_scheduling {
+            text.push_str(&format!(",core_scheduling={mode}"));
         }
         prop_assert_eq!(option("cpus", &text), Ok(config));
     }
