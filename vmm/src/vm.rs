@@ -17,7 +17,7 @@ use crate::config::VmConfig;
 use crate::console::ConsoleError;
 use crate::events::{Event, Events};
 use crate::machine::{
-    Control, Host, Machine, MachineError, NmiError, PauseError, Payload, PayloadError,
+    self, Control, Host, Machine, MachineError, NmiError, PauseError, Payload, PayloadError,
 };
 use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{Plan, PlanError};
@@ -302,9 +302,11 @@ impl Lent {
             &self.plan,
             config,
             &mut payload,
-            &self.passthrough,
-            &self.backends,
-            &self.consoles.consoles,
+            &machine::Lent {
+                passthrough: &self.passthrough,
+                backends: &self.backends,
+                consoles: &self.consoles.consoles,
+            },
             &process.control,
         )?;
         Ok(machine)

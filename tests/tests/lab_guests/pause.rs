@@ -10,9 +10,12 @@ use tests::{Initramfs, Lab, Report};
 use vmm::config::{CpusConfig, PayloadConfig, VmConfig};
 use vmm::console::{Backend, Mode};
 use vmm::events::Events;
-use vmm::machine::{Consoles, Control, Ending, Host, Machine, NmiError, Payload, prepare_kicks};
+use vmm::machine::{
+    Consoles, Control, Ending, Host, Lent, Machine, NmiError, Payload, prepare_kicks,
+};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
+use vmm::virtio::Backends;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::CMDLINE;
@@ -116,8 +119,11 @@ fn run(
         &plan,
         &config,
         &mut payload,
-        &passthrough,
-        &consoles,
+        &Lent {
+            passthrough: &passthrough,
+            backends: &Backends::open(&config)?,
+            consoles: &consoles,
+        },
         &control,
     )?;
     wait_for(&console, |text| text.contains("ready"))?;

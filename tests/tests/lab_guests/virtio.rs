@@ -13,7 +13,7 @@ device=/sys/bus/pci/devices/0001:00:07.0
 section ids cat $device/vendor $device/device $device/class
 section driver sh -c \"basename \\$(readlink $device/driver)\"
 section current cat /sys/class/misc/hw_random/rng_current
-section bytes sh -c 'dd if=/dev/hwrng bs=64 count=1 2>/dev/null | hexdump -v -e \"1/1 \\\"%02x\\\"\"'
+section bytes sh -c 'dd if=/dev/hwrng bs=64 count=1 2>/dev/null | hexdump -v -e \"1/1 \\\"%02x\\\"\"; echo'
 section interrupts sh -c 'grep -c virtio /proc/interrupts'
 virtio=$(basename $device/virtio*)
 for round in 1 2 3 4 5; do

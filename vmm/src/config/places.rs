@@ -262,12 +262,11 @@ impl Generated {
             ))
         } else if id.contains(char::is_control) {
             Some("must not contain control characters".to_owned())
-        } else if let Some(prefix) = reserved.filter(|_| !self.is_one(id)) {
+        } else {
+            let prefix = reserved.filter(|_| !self.is_one(id))?;
             Some(format!(
                 "names that begin with {prefix} are generated; only {self} is allowed here"
             ))
-        } else {
-            None
         }
     }
 

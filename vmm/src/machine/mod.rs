@@ -138,6 +138,17 @@ fn kvm_error(what: &'static str) -> impl Fn(vmm_sys_util::errno::Error) -> Machi
     }
 }
 
+/// What outlives a machine and is lent to it.
+#[derive(Clone, Copy)]
+pub struct Lent<'a> {
+    /// Devices that are passed through.
+    pub passthrough: &'a Passthrough,
+    /// The host's side of virtio devices.
+    pub backends: &'a Backends,
+    /// The machine's ends of consoles.
+    pub consoles: &'a Consoles,
+}
+
 /// A running machine.
 ///
 /// Fields are dropped in order: the VM and all that refers to it before the RAM.
@@ -164,11 +175,14 @@ impl Machine {
         plan: &Plan,
         config: &VmConfig,
         payload: &mut Payload,
-        passthrough: &Passthrough,
-        backends: &Backends,
-        consoles: &Consoles,
+        lent: &Lent<'_>,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
+        let Lent {
+            passthrough,
+            backends,
+            consoles,
+        } = *lent;
         affinity::check(&config.cpus)?;
         let ram = GuestRam::map(&plan.memory, &config.memory)?;
         // Tables are small and scattered, kernels are large: huge pages are for these.

@@ -87,7 +87,6 @@ impl GuestSpace {
     }
 
     /// The same for the machine's own functions, of which nothing is mapped.
-    #[expect(dead_code, reason = "no function of the machine's own has BARs yet")]
     pub fn of_machine(&self) -> MachineSpace {
         MachineSpace(Arc::clone(&self.0))
     }

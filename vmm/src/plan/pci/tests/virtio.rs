@@ -58,7 +58,7 @@ fn passed_through_devices_have_their_slots_first() {
     let devices = "--platform num_pci_segments=2 --memory shared=on --device path=/a,id=a path=/b,id=b \
                    --user-device socket=/c,id=c";
     for isa in ISAS {
-        let without = plan(isa, &devices, &device(&[]));
+        let without = plan(isa, devices, &device(&[]));
         let with = |rng: &str| plan(isa, &format!("--rng {rng} {devices}"), &device(&[]));
         let mut expected = slots(&without);
         expected.push(("__rng", "0000:00:04.0".to_owned()));
