@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::output::Output;
 use crate::signals::restore_defaults;
 
-/// The longest that anything may take.
+/// The longest that anything may take, unless somebody is more patient.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A VMM that waits for requests.
@@ -23,6 +23,7 @@ pub struct ApiServer {
     socket: PathBuf,
     errors: Output,
     folder: TempDir,
+    patience: Duration,
 }
 
 impl ApiServer {
@@ -31,6 +32,14 @@ impl ApiServer {
     /// # Panics
     /// If it cannot be started, or ends, or does not listen.
     pub fn start(program: &Path, options: &[&str]) -> Self {
+        Self::start_patiently(program, options, PATIENCE)
+    }
+
+    /// As [`start`](Self::start), where anything may take as long as `patience`.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_patiently(program: &Path, options: &[&str], patience: Duration) -> Self {
         let folder = tempfile::tempdir().expect("there is a temporary folder");
         let socket = folder.path().join("api");
         let mut command = Command::new(program);
@@ -50,6 +59,7 @@ impl ApiServer {
             socket,
             errors,
             folder,
+            patience,
         };
         server.wait_until("socket", |server| {
             let status = server.status();
@@ -84,7 +94,7 @@ impl ApiServer {
     /// # Panics
     /// If there is none.
     pub fn connect(&self) -> Connection {
-        Connection::to(&self.socket)
+        Connection::to(&self.socket, self.patience)
     }
 
     /// Asks for something, over a new connection.
@@ -128,7 +138,7 @@ impl ApiServer {
         let start = Instant::now();
         while !condition(self) {
             let errors = self.errors();
-            assert!(start.elapsed() < PATIENCE, "no {what}: {errors}");
+            assert!(start.elapsed() < self.patience, "no {what}: {errors}");
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -172,14 +182,10 @@ impl Drop for ApiServer {
 pub struct Connection(BufReader<UnixStream>);
 
 impl Connection {
-    /// Connects.
-    ///
-    /// # Panics
-    /// If nobody listens.
-    pub fn to(socket: &Path) -> Self {
+    fn to(socket: &Path, patience: Duration) -> Self {
         let stream = UnixStream::connect(socket).expect("the VMM listens");
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(patience))
             .expect("a timeout can be set");
         Self(BufReader::new(stream))
     }

@@ -18,6 +18,7 @@ mod forward;
 mod host;
 mod initramfs;
 mod lab;
+mod linux;
 mod output;
 pub mod passthrough;
 pub mod probe;
@@ -33,6 +34,7 @@ pub use host::{
 };
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
+pub use linux::Linux;
 pub use report::{Report, SharedReport};
 pub use shared_card::SharedCard;
 pub use vmm::{Outcome, RunningVmm, Vmm};

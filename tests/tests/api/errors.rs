@@ -1,7 +1,10 @@
 //! What is wrong with a request is said in a form that a program can read and a person understand.
 
+use std::os::fd::AsRawFd as _;
+
 use serde_json::{Value, json};
 use tests::api::Answer;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket as _;
 
 use crate::{machine, running, server};
 
@@ -118,4 +121,43 @@ fn devices_are_added_and_removed_before_boot() {
         .put("vm.remove-device", &json!({"id": "one"}))
         .expect(404);
     assert!(unknown.text().contains("_vfio_user1"), "{}", unknown.text());
+}
+
+#[test]
+fn devices_are_changed_between_boots() {
+    let server = server(&[]);
+    let mut machine = machine(&server, "listen");
+    machine["memory"]["shared"] = json!(true);
+    server.put("vm.create", &machine).expect(204);
+    server.act("vm.boot").expect(204);
+    server.act("vm.shutdown").expect(204);
+    let device = json!({"socket": "/run/one", "id": "one"});
+    server.put("vm.add-user-device", &device).expect(204);
+    assert_eq!(
+        server.info()["config"]["user_devices"][0]["socket"],
+        "/run/one"
+    );
+    server
+        .put("vm.remove-device", &json!({"id": "one"}))
+        .expect(204);
+    assert!(!server.info()["config"].to_string().contains("/run/one"));
+    server.act("vm.boot").expect(204);
+}
+
+#[test]
+fn descriptors_that_no_route_takes_are_refused() {
+    let server = server(&[]);
+    let mut connection = server.connect();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let request = tests::api::request("PUT", "vm.create", Some("{}"));
+    let sent = connection
+        .stream()
+        .send_with_fd(request.as_bytes(), file.as_raw_fd())
+        .unwrap();
+    assert_eq!(sent, request.len());
+    let reason = connection.answer().expect(400).reasons().concat();
+    assert!(
+        reason.contains("takes no descriptors, and 1 came"),
+        "{reason}"
+    );
 }

@@ -46,26 +46,32 @@ fn the_serial_port_is_where_the_tree_says() {
         "children": [],
     });
     assert_eq!(info["device_tree"]["__serial"], expected);
+    let devices = info["device_tree"].as_object().unwrap();
+    let names: Vec<&String> = devices.keys().collect();
+    assert_eq!(names, ["__acpi_sleep", "__ged", "__rtc", "__serial"]);
     // No nodes were asked for, so the guest is told of none.
     assert_eq!(info.get("numa"), None);
 }
 
 #[test]
 fn a_pseudo_terminal_is_named_while_it_is_there() {
-    let server = server(&[]);
-    let mut body = machine(&server, "listen");
-    body["serial"] = json!({"mode": "Pty"});
-    server.put("vm.create", &body).expect(204);
-    assert_eq!(server.info()["config"]["serial"], body["serial"]);
-    server.act("vm.boot").expect(204);
-    let serial = server.info()["config"]["serial"].clone();
-    let path = serial["file"].as_str().unwrap();
-    assert!(path.starts_with("/dev/pts/"), "{serial}");
-    assert!(Path::new(path).exists());
-    server.act("vm.reboot").expect(204);
-    assert_eq!(server.info()["config"]["serial"], serial);
-    server.act("vm.shutdown").expect(204);
-    assert_eq!(server.info()["config"]["serial"], body["serial"]);
+    for console in ["serial", "debug_console"] {
+        let server = server(&[]);
+        let mut body = machine(&server, "listen");
+        body[console] = json!({"mode": "Pty"});
+        server.put("vm.create", &body).expect(204);
+        let asked = server.info()["config"][console].clone();
+        assert_eq!(asked.get("file"), None);
+        server.act("vm.boot").expect(204);
+        let open = server.info()["config"][console].clone();
+        let path = open["file"].as_str().unwrap();
+        assert!(path.starts_with("/dev/pts/"), "{open}");
+        assert!(Path::new(path).exists());
+        server.act("vm.reboot").expect(204);
+        assert_eq!(server.info()["config"][console], open);
+        server.act("vm.shutdown").expect(204);
+        assert_eq!(server.info()["config"][console], asked);
+    }
 }
 
 #[test]
@@ -216,6 +222,11 @@ fn numa_says_what_the_guest_is_told() {
         (&json!(4), &bar["base"])
     );
     assert_eq!(memory["size"], MEMORY);
+    assert_eq!(
+        (&bar["type_"], &bar["prefetchable"]),
+        (&json!("Mmio64"), &json!(true))
+    );
+    assert_eq!(info["memory_actual_size"], 96 * MIB);
     assert_eq!(info["device_tree"]["gpu0"]["pci_bdf"], "0002:00:00.0");
 }
 

@@ -2,8 +2,10 @@
 #![cfg(target_arch = "x86_64")]
 
 mod bodies;
+mod core_scheduling;
 mod cycles;
 mod errors;
+mod events;
 mod examples;
 mod hostile;
 mod info;

@@ -1,5 +1,6 @@
 //! Linux guests under our VMM, on real KVM: what they see, and how the VMM behaves around them.
 
+mod api;
 mod bad_input;
 mod cpus;
 mod device_loss;
@@ -9,8 +10,6 @@ mod lifecycle;
 mod matrix;
 mod memory;
 mod numa;
-mod pause;
-mod power_button;
 mod report;
 mod segments;
 mod serial;
@@ -25,13 +24,15 @@ fn guest(script: &str) -> anyhow::Result<Vmm> {
     Vmm::boot(&Initramfs::new(script), CMDLINE)
 }
 
-/// A guest that prints its kernel's first messages and then has nothing to boot: enough for tests
-/// that look at the VMM from outside.
+/// Kernel arguments for a guest that prints its kernel's first messages and then has nothing to boot:
+/// enough for tests that look at the VMM from outside.
+const EARLY_CONSOLE: &str = if cfg!(target_arch = "x86_64") {
+    "earlyprintk=serial,ttyS0,115200"
+} else {
+    "earlycon=pl011,mmio32,0x9000000"
+};
+
+/// Such a guest.
 fn early_guest() -> anyhow::Result<Vmm> {
-    let console = if cfg!(target_arch = "x86_64") {
-        "earlyprintk=serial,ttyS0,115200"
-    } else {
-        "earlycon=pl011,mmio32,0x9000000"
-    };
-    Vmm::boot(&Initramfs::new("true"), console)
+    Vmm::boot(&Initramfs::new("true"), EARLY_CONSOLE)
 }

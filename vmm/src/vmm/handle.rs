@@ -51,20 +51,10 @@ impl Handle {
         outcome.recv().unwrap_or(Err(ActionError::Ending))
     }
 
-    /// Presses the guest's power button.
-    pub fn press_power_button(&self) {
-        self.ask(Action::PowerButton);
-    }
-
     /// Ends the VMM, whatever the guest does.
     pub fn shutdown(&self) {
-        self.ask(Action::ShutdownVmm);
-    }
-
-    /// Asks for an action of which nobody needs to know what comes.
-    fn ask(&self, action: Action) {
         self.send(Request {
-            action,
+            action: Action::ShutdownVmm,
             answer: None,
         });
     }
