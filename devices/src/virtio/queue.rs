@@ -119,6 +119,13 @@ impl VirtQueue {
         Ok(chains.next())
     }
 
+    /// Takes the last [`VirtQueue::pop`] back: the request comes again. For those that have to wait for
+    /// something, so that they do not hold memory meanwhile.
+    pub fn unpop(&mut self) {
+        let next = self.queue.next_avail().wrapping_sub(1);
+        self.queue.set_next_avail(next);
+    }
+
     /// Gives a request back, into which `written` bytes were written.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// Gives guests what `source` gives.
+    /// Gives guests what `source` gives, whose reads must not block (`O_NONBLOCK`).
     pub fn new(source: File) -> Self {
         Self { source }
     }
@@ -50,7 +50,13 @@ impl Device for Rng {
                 return Err(NotStarted { device, reason });
             }
         };
-        let handler = RngHandler::new(source, queues);
+        let handler = match RngHandler::new(source, queues) {
+            Ok(handler) => handler,
+            Err(reason) => {
+                let device = self;
+                return Err(NotStarted { device, reason });
+            }
+        };
         match Worker::start("virtio-rng", handler, faults) {
             Ok(worker) => Ok(Box::new(RunningRng {
                 device: self,

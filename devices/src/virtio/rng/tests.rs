@@ -1,5 +1,10 @@
+#![expect(unsafe_code, reason = "makes a pipe that does not block")]
+
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::virtio::testing::{Buffer, Driver, RAM};
 use crate::virtio::{features, rng::Rng};
@@ -97,4 +102,44 @@ fn a_device_is_reset_and_started_again() {
         assert_eq!(driver.bytes(BUFFERS, 1), [round]);
         driver.start(0, 8);
     }
+}
+
+/// A source that has nothing makes the request wait, and nobody else: not even who wants memory back.
+#[test]
+fn a_source_that_has_nothing_yet_is_waited_for() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let reader = OwnedFd::from(reader);
+    // SAFETY: the descriptor is open.
+    let set = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    assert_eq!(set, 0);
+    let mut driver = Driver::new(Box::new(Rng::new(File::from(reader))));
+    driver.start(0, 8);
+    driver.make_available(0, 0, &[writable(BUFFERS, 4), writable(BUFFERS + 0x1000, 4)]);
+    driver.make_available(0, 2, &[writable(BUFFERS + 0x2000, 4)]);
+    driver.kick(0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(driver.take_used(0), None);
+    assert_eq!(
+        Arc::strong_count(&driver.ram.memory.get()),
+        2,
+        "somebody has memory"
+    );
+    driver.kick(0);
+    writer.write_all(b"abcdef").unwrap();
+    assert_eq!(driver.wait_used(0), (0, 6));
+    assert_eq!(driver.bytes(BUFFERS + 0x1000, 4), b"ef\0\0");
+    driver.function.pause();
+    writer.write_all(b"ghi").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(driver.take_used(0), None);
+    driver.function.resume();
+    assert_eq!(driver.wait_used(0), (2, 3));
+    // One that waits can be reset.
+    driver.make_available(0, 3, &[writable(BUFFERS, 4)]);
+    driver.kick(0);
+    driver.start(0, 8);
+    driver.make_available(0, 0, &[writable(BUFFERS, 4)]);
+    driver.kick(0);
+    writer.write_all(b"j").unwrap();
+    assert_eq!(driver.wait_used(0), (0, 1));
 }

@@ -4,72 +4,163 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vm_memory::{GuestMemory as _, Permissions, ReadVolatile as _};
+use vm_memory::{GuestMemory as _, Permissions, ReadVolatile as _, VolatileMemoryError};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::virtio::{Chain, Fault, Handler, Token, VirtQueue};
 
 /// Bytes that one request is given at most; a driver asks again for more.
 const MOST: usize = 64 << 10;
 
+/// The driver has made a request.
+const REQUEST: Token = 0;
+/// The source has something again.
+const SOURCE: Token = 1;
+
 /// Serves the queue of requests.
 pub struct RngHandler {
-    source: File,
-    queues: Vec<VirtQueue>,
+    source: Source,
+    /// None if the driver uses none.
+    queue: Option<VirtQueue>,
+}
+
+/// Where randomness comes from.
+struct Source {
+    file: File,
+    /// Readable once the source is, after it was asked for.
+    more: Epoll,
+}
+
+/// What became of a request.
+enum Filled {
+    /// So many bytes were written.
+    Bytes(u32),
+    /// The source has nothing now.
+    NotNow,
 }
 
 impl RngHandler {
-    pub fn new(source: File, queues: Vec<VirtQueue>) -> Self {
-        Self { source, queues }
+    /// Fills requests of the first queue from `file`, which does not block.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn new(file: File, queues: Vec<VirtQueue>) -> io::Result<Self> {
+        Ok(Self {
+            source: Source::new(file)?,
+            queue: queues.into_iter().next(),
+        })
+    }
+
+    fn serve(&mut self) -> Result<(), Fault> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(());
+        };
+        let memory = queue.memory();
+        loop {
+            queue.be_quiet(&memory)?;
+            while let Some(chain) = queue.pop(&memory)? {
+                let head = chain.head_index();
+                match self.source.fill(chain)? {
+                    Filled::Bytes(count) => queue.push(&memory, head, count)?,
+                    Filled::NotNow => {
+                        queue.unpop();
+                        queue.notify(&memory)?;
+                        return Ok(self.source.wait()?);
+                    }
+                }
+            }
+            queue.notify(&memory)?;
+            if !queue.wait(&memory)? {
+                return Ok(());
+            }
+        }
     }
 }
 
 impl Handler for RngHandler {
     fn descriptors(&self) -> Vec<(RawFd, Token)> {
-        let queues = self.queues.iter().zip(0..);
-        queues
-            .map(|(queue, token)| (queue.kick().as_raw_fd(), token))
+        let queue = self.queue.iter();
+        let queue = queue.map(|queue| (queue.kick().as_raw_fd(), REQUEST));
+        queue
+            .chain([(self.source.more.as_raw_fd(), SOURCE)])
             .collect()
     }
 
     fn ready(&mut self, token: Token) -> Result<(), Fault> {
-        let Some(queue) = self.queues.get_mut(token as usize) else {
-            return Ok(());
-        };
-        // Somebody else may have read it, which is all the same.
-        let _ = queue.kick().read();
-        let source = &mut self.source;
-        queue.serve_all(|chain| Ok(fill(source, chain)?))
+        match (token, &self.queue) {
+            (SOURCE, _) => self.source.take_event()?,
+            (_, Some(queue)) => {
+                // Nothing to read is as good.
+                let _ = queue.kick().read();
+            }
+            (_, None) => {}
+        }
+        self.serve()
     }
 }
 
-/// Fills the writable buffers of a request, from the first on.
-///
-/// # Returns
-/// How many bytes were written: fewer than there is room for where the host has no more.
-fn fill(source: &mut File, chain: Chain) -> io::Result<u32> {
-    let memory = chain.memory().clone();
-    let mut written = 0;
-    for descriptor in chain.writable() {
-        let room = (descriptor.len() as usize).min(MOST - written);
-        let slices = memory.get_slices(descriptor.addr(), room, Permissions::Write);
-        // A buffer that is not in memory ends the request; the driver has what it has.
-        let Ok(slices) = slices else {
-            return Ok(written as u32);
-        };
-        for slice in slices {
-            let Ok(mut slice) = slice else {
-                return Ok(written as u32);
-            };
-            match source.read_volatile(&mut slice) {
-                Ok(0) => return Ok(written as u32),
-                Ok(count) => written += count,
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        if written >= MOST {
-            break;
+impl Source {
+    fn new(file: File) -> io::Result<Self> {
+        let more = Epoll::new()?;
+        // Asked for nothing yet. What epoll does not take, such as a regular file, never has to be
+        // waited for.
+        let event = EpollEvent::new(EventSet::ONE_SHOT, 0);
+        match more.ctl(ControlOperation::Add, file.as_raw_fd(), event) {
+            Err(error) if error.raw_os_error() != Some(libc::EPERM) => Err(error),
+            _ => Ok(Self { file, more }),
         }
     }
-    // At most 64 KiB.
-    Ok(written as u32)
+
+    /// Asks to be told when there is more.
+    fn wait(&self) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, 0);
+        self.more
+            .ctl(ControlOperation::Modify, self.file.as_raw_fd(), event)
+    }
+
+    fn take_event(&self) -> io::Result<()> {
+        self.more.wait(0, &mut [EpollEvent::default()])?;
+        Ok(())
+    }
+
+    /// Fills the writable buffers of a request, from the first on: with less than there is room for
+    /// where the source has no more.
+    fn fill(&mut self, chain: Chain) -> io::Result<Filled> {
+        let memory = chain.memory().clone();
+        let mut written = 0;
+        for descriptor in chain.writable() {
+            let room = (descriptor.len() as usize).min(MOST - written);
+            let slices = memory.get_slices(descriptor.addr(), room, Permissions::Write);
+            // A buffer that is not in memory ends the request; the driver has what it has.
+            let Ok(slices) = slices else { break };
+            for slice in slices {
+                let Ok(mut slice) = slice else {
+                    return Ok(Filled::Bytes(written as u32));
+                };
+                match self.file.read_volatile(&mut slice) {
+                    Ok(count) if count == slice.len() => written += count,
+                    Ok(count) => return Ok(Filled::Bytes((written + count) as u32)),
+                    Err(VolatileMemoryError::IOError(error)) if is_for_later(&error) => {
+                        return Ok(match written {
+                            0 => Filled::NotNow,
+                            written => Filled::Bytes(written as u32),
+                        });
+                    }
+                    Err(error) => return Err(io::Error::other(error)),
+                }
+            }
+            if written >= MOST {
+                break;
+            }
+        }
+        // At most 64 KiB.
+        Ok(Filled::Bytes(written as u32))
+    }
+}
+
+fn is_for_later(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
