@@ -18,6 +18,7 @@ pub mod output;
 pub mod pci_config;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 mod level;
 mod lock;

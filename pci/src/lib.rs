@@ -2,19 +2,26 @@
 //!
 //! The traits live below every device so that devices can be written and tested without KVM;
 //! the VMM implements them. Beside them is what all functions have in common: addresses, configuration
-//! space, BARs, capabilities, and the segments that functions sit on.
+//! space, BARs, capabilities, MSI-X, and the segments that functions sit on.
 
+mod access;
 mod address;
 pub mod config_space;
 pub mod device;
+pub mod emulated;
 mod facts;
+mod few;
 mod function;
 mod host_bridge;
+mod locks;
 mod machine;
+mod msix;
 pub mod passthrough;
+mod placement;
 mod segment;
 #[cfg(test)]
 mod testing;
+mod vectors;
 pub mod vfio;
 pub mod vfio_user;
 
@@ -24,6 +31,7 @@ pub use function::Function;
 pub use host_bridge::HostBridge;
 pub use machine::{
     AcpiNode, AcpiScope, AddressSpace, DmaArea, DmaTarget, InterruptLine, MappableArea, MsiMessage,
-    MsiSource, MsiVector, PlacedRegion, Region, ResampledLine, Space,
+    MsiSource, MsiVector, Notification, PlacedRegion, Region, ResampledLine, Space,
 };
+pub use msix::MsixTable;
 pub use segment::{ECAM_SIZE, Segment, SlotError};

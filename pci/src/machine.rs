@@ -90,6 +90,16 @@ pub struct MappableArea {
     pub writable: bool,
 }
 
+/// What the machine is to write to without leaving the guest: an event that a write of any width to
+/// exactly `offset` of a region signals, whatever its value.
+#[derive(Clone, Debug)]
+pub struct Notification {
+    /// Where in the region, in bytes.
+    pub offset: u64,
+    /// What is written to.
+    pub event: Arc<EventFd>,
+}
+
 /// What answers at the addresses of a BAR.
 ///
 /// Called from any vCPU thread, from several at once. Offsets and widths come from the guest:
@@ -106,6 +116,12 @@ pub trait Region: Send + Sync {
     /// section 6.2.5.1, "prefetchable").
     fn is_prefetchable(&self) -> bool {
         false
+    }
+
+    /// Writes that the machine may turn into events instead: it then does not call
+    /// [`Region::write`] for them. It may as well call it, so both lead to the same.
+    fn notifications(&self) -> &[Notification] {
+        &[]
     }
 
     /// Reads `data.len()` bytes, little-endian, at `offset`.

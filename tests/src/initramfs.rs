@@ -46,8 +46,8 @@ impl Initramfs {
         self
     }
 
-    /// Adds the kernel's own drivers of devices that are passed through (`scripts/lab/fetch`), for
-    /// the script to `modprobe`: `nvme`, `igb` and `igbvf`.
+    /// Adds the kernel's own drivers of devices (`scripts/lab/fetch`), for the script to `modprobe`:
+    /// `nvme`, `igb`, `igbvf`, and those of virtio.
     pub fn drivers(mut self) -> Self {
         self.drivers = true;
         self

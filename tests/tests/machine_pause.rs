@@ -20,9 +20,10 @@ use tests::probe;
 use vmm::config::cli;
 use vmm::console::{Backend, Mode};
 use vmm::events::Events;
-use vmm::machine::{Consoles, Control, Ending, Host, Machine, Payload, prepare_kicks};
+use vmm::machine::{Consoles, Control, Ending, Host, Lent, Machine, Payload, prepare_kicks};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
+use vmm::virtio::Backends;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::signal::{SIGRTMIN, block_signal};
@@ -86,8 +87,11 @@ impl Guest {
             &plan,
             &config,
             &mut payload,
-            &passthrough,
-            &consoles,
+            &Lent {
+                passthrough: &passthrough,
+                backends: &Backends::open(&config).unwrap(),
+                consoles: &consoles,
+            },
             &control,
         );
         Self {

@@ -13,6 +13,7 @@ pub mod passthrough;
 pub mod plan;
 pub mod remote;
 pub mod show;
+pub mod virtio;
 mod vm;
 mod vmm;
 

@@ -205,7 +205,7 @@ impl Passthrough {
             FunctionSource::Vfio { path: key } | FunctionSource::VfioUser { socket: key } => {
                 self.devices.get(key)
             }
-            FunctionSource::Reserved => None,
+            FunctionSource::Virtio { .. } | FunctionSource::Reserved => None,
         }
     }
 

@@ -17,10 +17,11 @@ use crate::config::VmConfig;
 use crate::console::ConsoleError;
 use crate::events::{Event, Events};
 use crate::machine::{
-    Control, Host, Machine, MachineError, NmiError, PauseError, Payload, PayloadError,
+    self, Control, Host, Machine, MachineError, NmiError, PauseError, Payload, PayloadError,
 };
 use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{Plan, PlanError};
+use crate::virtio::{BackendError, Backends};
 use crate::vmm::Clock;
 
 /// Waits for descriptors in the main thread.
@@ -38,6 +39,9 @@ pub enum BootError {
     /// A device cannot be passed through.
     #[error(transparent)]
     Passthrough(#[from] PassthroughError),
+    /// Something that a device needs cannot be had.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// The configuration does not fit this host.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -92,6 +96,7 @@ struct Booted {
 struct Lent {
     plan: Plan,
     passthrough: Passthrough,
+    backends: Backends,
     consoles: OpenConsoles,
     subscribers: Vec<SubscriberId>,
 }
@@ -264,9 +269,10 @@ impl Lent {
             passthrough.set_names(pci);
         }
         warn(config, &plan);
-        let (consoles, backends) = consoles::open(config)?;
+        let backends = Backends::open(config)?;
+        let (consoles, ends) = consoles::open(config)?;
         let mut subscribers: Vec<Subscriber> = Vec::new();
-        for backend in backends {
+        for backend in ends {
             subscribers.push(Arc::new(Mutex::new(backend)));
         }
         for watch in passthrough.watches()? {
@@ -280,6 +286,7 @@ impl Lent {
         Ok(Self {
             plan,
             passthrough,
+            backends,
             consoles,
             subscribers: subscribers
                 .map(|subscriber| main_loop.add_subscriber(subscriber))
@@ -295,8 +302,11 @@ impl Lent {
             &self.plan,
             config,
             &mut payload,
-            &self.passthrough,
-            &self.consoles.consoles,
+            &machine::Lent {
+                passthrough: &self.passthrough,
+                backends: &self.backends,
+                consoles: &self.consoles.consoles,
+            },
             &process.control,
         )?;
         Ok(machine)

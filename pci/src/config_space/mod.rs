@@ -159,6 +159,11 @@ impl ConfigSpace {
         self.u16_at(offset::COMMAND) & COMMAND_MEMORY != 0
     }
 
+    /// Whether the function may reach memory and send messages by itself.
+    pub fn is_bus_master(&self) -> bool {
+        self.u16_at(offset::COMMAND) & COMMAND_BUS_MASTER != 0
+    }
+
     /// A guest's read. What lies outside reads as ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {

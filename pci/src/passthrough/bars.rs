@@ -1,16 +1,16 @@
-//! What answers at the addresses of BARs, and where they are.
+//! What answers at the addresses of BARs.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::access::pieces;
-use super::lost::Few;
-use super::msix::{MsixLayout, Place};
-use super::{Shared, lock};
-use crate::config_space::{BarKind, ConfigSpace};
+use super::Shared;
+use super::msix::MsixLayout;
+use crate::access::pieces;
+use crate::config_space::BarKind;
 use crate::device::DeviceRegion;
-use crate::{AddressSpace, BarFacts, Bdf, MappableArea, PlacedRegion, Region, Space};
+use crate::locks::lock;
+use crate::msix::Part;
+use crate::{BarFacts, MappableArea, Region};
 
 /// What of a device's region can be mapped into a guest: what the device lets be mapped, in whole
 /// pages of the host, without the pages that hold a part of `holes`.
@@ -65,15 +65,6 @@ pub(super) struct BarRegion {
     msix: Option<Arc<MsixLayout>>,
 }
 
-/// Who answers at an offset.
-enum Part {
-    /// The table of MSI-X, at an offset in it.
-    Table(usize),
-    /// Pending bits of MSI-X.
-    Pending,
-    Device,
-}
-
 impl BarRegion {
     /// The region of a BAR; `is_mapped` says whether a guest may reach it without us.
     pub fn new(
@@ -86,7 +77,7 @@ impl BarRegion {
     ) -> Self {
         let mappable = match is_mapped && facts.kind != BarKind::Io {
             true => {
-                let holes = msix.iter().flat_map(|msix| msix.in_bar(facts.index));
+                let holes = msix.iter().flat_map(|msix| msix.places.in_bar(facts.index));
                 mappable_areas(region, holes, page)
             }
             false => Vec::new(),
@@ -117,19 +108,10 @@ impl BarRegion {
     }
 
     fn part(&self, offset: u64) -> Part {
-        // Whole pieces are in one part, because table and pending bits are in units of 8 bytes.
-        let Some(msix) = &self.msix else {
-            return Part::Device;
-        };
-        let is_in = |place: &Place| place.bar == self.facts.index && place.range.contains(&offset);
-        if is_in(&msix.table) {
-            // A table has 32 KiB at most.
-            Part::Table((offset - msix.table.range.start) as usize)
-        } else if is_in(&msix.pending) {
-            Part::Pending
-        } else {
-            Part::Device
-        }
+        let msix = self.msix.as_ref();
+        msix.map_or(Part::Device, |msix| {
+            msix.places.part(self.facts.index, offset)
+        })
     }
 
     /// Bytes of a piece that the device has.
@@ -164,7 +146,7 @@ impl Region for BarRegion {
         for (at, part) in pieces(offset, length, self.most()) {
             let piece = &mut data[part];
             match self.part(at) {
-                Part::Table(at) => lock(&self.shared.interrupts).msix.read_table(at, piece),
+                Part::Table(at) => lock(&self.shared.interrupts).msix.read(at, piece),
                 // Nobody knows what waits behind a masked vector but the host, which sends it when
                 // the mask goes: no guest has to act on a pending bit.
                 Part::Pending => piece.fill(0),
@@ -199,87 +181,6 @@ impl Region for BarRegion {
                         .write(region, at, &piece[..length], self.most());
                 }
                 Part::Pending | Part::Device => {}
-            }
-        }
-    }
-}
-
-/// A BAR in the machine's address space.
-struct PlacedBar {
-    index: u8,
-    region: Box<dyn PlacedRegion>,
-    /// Where it answers.
-    at: Option<u64>,
-}
-
-/// Where the BARs of a function are.
-#[derive(Default)]
-pub(super) struct Placement {
-    bars: Vec<PlacedBar>,
-    failures: Few,
-}
-
-impl Placement {
-    /// Makes a BAR known to the machine; it answers nowhere yet.
-    pub fn add(
-        &mut self,
-        facts: &BarFacts,
-        region: BarRegion,
-        space: &dyn AddressSpace,
-    ) -> io::Result<()> {
-        let kind = match facts.kind {
-            BarKind::Io => Space::Io,
-            BarKind::Memory32 { .. } | BarKind::Memory64 { .. } => Space::Memory,
-        };
-        self.bars.push(PlacedBar {
-            index: facts.index,
-            region: space.add(kind, Arc::new(region))?,
-            at: None,
-        });
-        Ok(())
-    }
-
-    /// Where configuration space wants the BARs, in the order in which they were added.
-    pub fn wanted(&self, space: &ConfigSpace) -> Vec<Option<u64>> {
-        let bars = self.bars.iter();
-        bars.map(|bar| space.decoded_bar(bar.index.into()))
-            .collect()
-    }
-
-    /// Takes the BARs away that are to be elsewhere, so that they do not stand in each other's way.
-    pub fn leave(&mut self, wanted: &[Option<u64>], bdf: Bdf) {
-        self.change(wanted, bdf, |at, wanted| {
-            (at.is_some() && at != wanted).then_some(None)
-        });
-    }
-
-    /// Puts the BARs where they are to be.
-    pub fn arrive(&mut self, wanted: &[Option<u64>], bdf: Bdf) {
-        self.change(wanted, bdf, |at, wanted| (at != wanted).then_some(wanted));
-    }
-
-    fn change(
-        &mut self,
-        wanted: &[Option<u64>],
-        bdf: Bdf,
-        next: impl Fn(Option<u64>, Option<u64>) -> Option<Option<u64>>,
-    ) {
-        for (bar, wanted) in self.bars.iter_mut().zip(wanted) {
-            let Some(address) = next(bar.at, *wanted) else {
-                continue;
-            };
-            match bar.region.place(address) {
-                Ok(()) => bar.at = address,
-                Err(error) => {
-                    bar.at = None;
-                    if self.failures.another() {
-                        let index = bar.index;
-                        log::warn!(
-                            "{bdf}: BAR {index} cannot be at {:#x}, so it is nowhere: {error}",
-                            address.unwrap_or_default()
-                        );
-                    }
-                }
             }
         }
     }

@@ -93,7 +93,7 @@ impl Capabilities<'_> {
                 offsets.msix = MsixLayout::read(self.reader, found, self.device, self.bars)?;
                 match &offsets.msix {
                     Some(msix) if msix.vectors > 0 => {
-                        let (body, writable) = msix.body(self.reader)?;
+                        let (body, writable) = msix.places.capability(msix.vectors);
                         self.space.set(found.offset + msix::CONTROL, &body);
                         self.space.allow(found.offset + msix::CONTROL, &writable);
                         Ok(true)

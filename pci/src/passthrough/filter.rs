@@ -1,7 +1,7 @@
 //! Which bits of configuration space are the device's own.
 
-use super::access::pieces;
 use super::lost::Link;
+use crate::access::pieces;
 use crate::config_space::{SIZE, copy};
 use crate::device::region;
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::intx::Intx;
-use super::lost::{Few, Link};
+use super::lost::Link;
 use super::msi::Msi;
-use super::msix::Msix;
-use super::vectors::Vectors;
 use crate::device::IrqKind;
-use crate::{MsiSource, ResampledLine};
+use crate::few::Few;
+use crate::vectors::Vectors;
+use crate::{MsiSource, MsixTable, ResampledLine};
 
 /// What configuration space says about interrupts.
 pub(super) struct Wanted {
@@ -35,7 +35,7 @@ pub(super) struct Interrupts {
     source: Arc<dyn MsiSource>,
     intx: Option<Intx>,
     /// What the guest has set up.
-    pub msix: Msix,
+    pub msix: MsixTable,
     active: Active,
     failures: Few,
 }
@@ -50,7 +50,7 @@ impl Interrupts {
         Self {
             source,
             intx: line.map(Intx::new),
-            msix: Msix::new(msix_vectors),
+            msix: MsixTable::new(msix_vectors),
             active: Active::Nothing,
             failures: Few::default(),
         }
@@ -59,7 +59,7 @@ impl Interrupts {
     /// Makes the device do what configuration space says.
     pub fn follow(&mut self, link: &Link, wanted: &Wanted) {
         self.msix.set_control(wanted.msix_control);
-        let kind = if self.msix.enabled {
+        let kind = if self.msix.is_enabled() {
             Some(IrqKind::Msix)
         } else if wanted.msi.is_some() {
             Some(IrqKind::Msi)
@@ -107,7 +107,7 @@ impl Interrupts {
 
     /// Puts the table back to how it was at the start.
     pub fn forget(&mut self) {
-        self.msix = Msix::new(self.msix.vectors() as u16);
+        self.msix = MsixTable::new(self.msix.vectors());
     }
 
     fn turn_on(&mut self, link: &Link, kind: Option<IrqKind>, msi: Option<&Msi>) {
@@ -122,7 +122,7 @@ impl Interrupts {
                 return;
             }
             Some(IrqKind::Msi) => msi.map_or(0, |msi| msi.count),
-            Some(IrqKind::Msix) => self.msix.vectors(),
+            Some(IrqKind::Msix) => self.msix.vectors().into(),
         };
         let vectors = Vectors::new(&*self.source, link.bdf(), count, &self.failures);
         self.active = match kind {
@@ -160,7 +160,7 @@ impl Interrupts {
 
     /// A guest's write to the table of MSI-X.
     pub fn write_table(&mut self, link: &Link, offset: usize, data: &[u8]) {
-        let touched = self.msix.write_table(offset, data);
+        let touched = self.msix.write(offset, data);
         if let Active::Msix(vectors) = &mut self.active {
             for index in touched {
                 let message = self.msix.message(index);

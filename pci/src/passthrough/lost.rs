@@ -2,32 +2,17 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::access::pieces;
 use crate::Bdf;
+use crate::access::pieces;
 use crate::device::{DeviceError, IrqKind, SharedDevice};
+use crate::few::Few;
 
 /// Told once, when the device is lost.
 pub type OnLost = Box<dyn Fn(&DeviceError) + Send + Sync>;
-
-/// Something that guests can make happen at will and that is logged a few times only.
-#[derive(Default)]
-pub(super) struct Few(AtomicU32);
-
-impl Few {
-    const MOST: u32 = 3;
-
-    /// Whether it is still to be logged.
-    pub fn another(&self) -> bool {
-        let count = |n| (n < Self::MOST).then_some(n + 1);
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, count)
-            .is_ok()
-    }
-}
 
 /// A device that may get lost. Nothing is asked of a lost one, and all that it would answer is ones.
 pub(super) struct Link {
@@ -140,17 +125,5 @@ impl Link {
             Err(DeviceError::Refused(_)) | Ok(()) => {}
         }
         result
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_are_few() {
-        let few = Few::default();
-        let logged = (0..100).filter(|_| few.another()).count();
-        assert_eq!(logged, 3);
     }
 }

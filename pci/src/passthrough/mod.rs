@@ -9,7 +9,6 @@
 //! Locks are taken in this order, and the last is free whenever the machine is asked to place a
 //! region, because vCPUs that access one may need it: `placement`, `interrupts`, `config`.
 
-mod access;
 mod bars;
 mod capabilities;
 mod filter;
@@ -23,18 +22,19 @@ mod msix;
 mod page;
 mod probe;
 mod reader;
-mod vectors;
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
 use crate::config_space::{BarError, ConfigSpace, SIZE, offset};
 use crate::device::{DeviceError, SharedDevice, region};
+use crate::locks::lock;
+use crate::placement::Placement;
 use crate::{AddressSpace, BarFacts, Bdf, DeviceFacts, Function, MsiSource};
-use bars::{BarRegion, Placement};
+use bars::BarRegion;
 use header::Header;
 use interrupts::{Interrupts, Wanted};
 use lost::Link;
@@ -184,7 +184,7 @@ impl PassthroughFunction {
                 page,
             );
             placement
-                .add(bar, bar_region, &*space)
+                .add(index, bar.kind, Arc::new(bar_region), &*space)
                 .map_err(|source| FunctionError::Region { index, source })?;
         }
         let function = Self {
@@ -376,10 +376,6 @@ fn shown_bars(
         shown.extend(address.map(|address| (*bar, address)));
     }
     Ok(shown)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

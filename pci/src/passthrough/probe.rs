@@ -109,7 +109,7 @@ pub fn probe(
         if bar.kind == BarKind::Io || exclude_mmap_bars.contains(&bar.index) {
             continue;
         }
-        let holes = msix.iter().flat_map(|msix| msix.in_bar(bar.index));
+        let holes = msix.iter().flat_map(|msix| msix.places.in_bar(bar.index));
         let areas = mappable_areas(device.region(bar.index.into()), holes, page);
         bar.mappable = areas.iter().map(|area| area.size).sum();
     }
@@ -201,7 +201,8 @@ fn coherent_memory(
         Some(driver) if COHERENT_DRIVERS.contains(&driver) => area.unwrap_or(region.size),
         _ => {
             // An area that ends at the table of MSI-X says nothing about memory.
-            let has_table = msix.is_some_and(|msix| msix.in_bar(COHERENT_BAR).next().is_some());
+            let has_table =
+                msix.is_some_and(|msix| msix.places.in_bar(COHERENT_BAR).next().is_some());
             let is_memory = bar.kind == BarKind::Memory64 { prefetchable: true };
             let is_listed = region.sparse && is_memory && !has_table;
             area.filter(|size| is_listed && *size < bar.size)?

@@ -23,7 +23,7 @@ fn every_field(kernel: &Value, console: &Value) -> Value {
             "host_data": null,
         },
         "rate_limit_groups": null, "disks": null, "net": [], "balloon": null, "fs": null,
-        "generic_vhost_user": null, "pmem": null,
+        "generic_vhost_user": null, "pmem": null, "rng": {"src": "/dev/urandom", "iommu": false},
         "serial": {"file": console, "mode": "File", "socket": null},
         "console": {
             "file": null, "mode": "Off", "iommu": false, "socket": null, "id": null,

@@ -14,6 +14,7 @@ mod report;
 mod segments;
 mod serial;
 mod two_devices;
+mod virtio;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

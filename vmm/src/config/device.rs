@@ -8,10 +8,10 @@ use utoipa::ToSchema;
 
 use super::device_nodes::{GenericInitiator, GuestNumaIds};
 use super::error::Problem;
-use super::passthrough;
 use super::schema::{self, DeviceName, HostPath};
 use super::spelling::{Fallback, Key, NotYet, Spelling, Value};
 use super::validate::path_fault;
+use super::{passthrough, places};
 
 /// How `--device` is spelled.
 pub const SPELLING: Spelling = Spelling {
@@ -34,8 +34,8 @@ pub const SPELLING: Spelling = Spelling {
         )
         .or(Fallback::Value("off")),
         passthrough::ID.or(Fallback::Absent("_vfio0, _vfio1 and so on")),
-        passthrough::PCI_SEGMENT,
-        passthrough::PCI_DEVICE_ID,
+        places::PCI_SEGMENT,
+        places::PCI_DEVICE_ID,
         Key::new(
             "x_exclude_mmap_bars",
             "x_exclude_mmap_bars",
@@ -110,7 +110,7 @@ impl DeviceConfig {
     }
 
     /// Adds what is wrong with it by itself to `problems`; what it has in common with other kinds
-    /// of devices is for [`passthrough::validate`].
+    /// of devices is for [`passthrough::validate`] and [`places::validate`].
     pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
         let Self {
             path,

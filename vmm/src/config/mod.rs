@@ -20,7 +20,9 @@ mod option_string;
 mod passthrough;
 mod payload;
 mod pci_segment;
+mod places;
 mod platform;
+mod rng;
 mod schema;
 mod spelling;
 mod target;
@@ -48,10 +50,11 @@ pub use error::{ConfigErrors, Problem};
 pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
 pub use memory_zone::{BARE_ZONE, MemoryZoneConfig};
 pub use numa::{AccessPerformance, MAX_NODE_ID, NumaConfig, NumaDistance, NumaInitiator};
-pub use passthrough::MAX_PCI_DEVICE_ID;
 pub use payload::PayloadConfig;
 pub use pci_segment::PciSegmentConfig;
+pub use places::MAX_PCI_DEVICE_ID;
 pub use platform::{MAX_PCI_SEGMENTS, PlatformConfig};
+pub use rng::RngConfig;
 pub use schema::complete_schema;
 pub use target::Target;
 pub use user_device::UserDeviceConfig;
@@ -97,6 +100,10 @@ pub struct VmConfig {
     /// Devices in other processes that the guest is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user_devices: Vec<UserDeviceConfig>,
+    /// The source of entropy; without it the guest has none for now, while Cloud Hypervisor gives
+    /// every guest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<RngConfig>,
     /// PCI segments whose shares of the address space are not the same as those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pci_segments: Vec<PciSegmentConfig>,
@@ -203,7 +210,7 @@ enum Place {
 }
 
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     Section {
         option: "cpus",
         place: Place::Field("cpus"),
@@ -233,6 +240,11 @@ const SECTIONS: [Section; 11] = [
         option: "user-device",
         place: Place::List("user_devices"),
         spelling: &user_device::SPELLING,
+    },
+    Section {
+        option: "rng",
+        place: Place::Field("rng"),
+        spelling: &rng::SPELLING,
     },
     Section {
         option: "pci-segment",
@@ -280,7 +292,6 @@ const VM: Spelling = Spelling {
         NotYet::both("pvpanic").unless_json("false"),
         NotYet::named("rate-limit-group", "rate_limit_groups"),
         NotYet::option("restore"),
-        NotYet::both("rng"),
         NotYet::both("rtc"),
         NotYet::option("seccomp").unless_text("false"),
         NotYet::both("tpm"),

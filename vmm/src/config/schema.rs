@@ -52,8 +52,8 @@ texts! {
     SmbiosText = 1 to Some(4000), r"^[^\u0000-\u001f\u007f-\u009f]*$";
     /// A UUID.
     Uuid = 36 to Some(36), "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$";
-    /// The name of a device, without control characters. Names that begin with `_vfio` are given
-    /// to devices that come without.
+    /// The name of a device, without control characters. Names that begin with `_vfio` or
+    /// two underscores are given to devices that come without.
     DeviceName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
 }
 

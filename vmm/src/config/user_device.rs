@@ -7,10 +7,10 @@ use utoipa::ToSchema;
 
 use super::device_nodes::{GenericInitiator, GuestNumaIds};
 use super::error::Problem;
-use super::passthrough;
 use super::schema::{DeviceName, SocketPath};
 use super::spelling::{Fallback, Key, Spelling, Value};
 use super::validate::socket_fault;
+use super::{passthrough, places};
 
 /// How `--user-device` is spelled.
 pub const SPELLING: Spelling = Spelling {
@@ -27,8 +27,8 @@ pub const SPELLING: Spelling = Spelling {
         )
         .or(Fallback::Required),
         passthrough::ID.or(Fallback::Absent("_vfio_user0, _vfio_user1 and so on")),
-        passthrough::PCI_SEGMENT,
-        passthrough::PCI_DEVICE_ID,
+        places::PCI_SEGMENT,
+        places::PCI_DEVICE_ID,
         passthrough::GUEST_NUMA_IDS,
         passthrough::GENERIC_INITIATOR,
     ],
@@ -72,7 +72,7 @@ impl UserDeviceConfig {
     }
 
     /// Adds what is wrong with it by itself to `problems`; what it has in common with other kinds
-    /// of devices is for [`passthrough::validate`].
+    /// of devices is for [`passthrough::validate`] and [`places::validate`].
     pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
         if let Some(reason) = socket_fault(&self.socket) {
             problems.push(Problem::invalid(self.option(), reason));

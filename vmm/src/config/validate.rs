@@ -5,7 +5,7 @@ use std::path::Path;
 use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
-use super::{ConsoleMode, VmConfig, device_nodes, numa, passthrough, pci_segment};
+use super::{ConsoleMode, VmConfig, device_nodes, numa, passthrough, pci_segment, places};
 use crate::plan::HostMemory;
 
 impl VmConfig {
@@ -39,6 +39,7 @@ impl VmConfig {
             numa: _,
             devices: _,
             user_devices: _,
+            rng,
             pci_segments: _,
         } = self;
         let mut problems = Vec::new();
@@ -51,6 +52,10 @@ impl VmConfig {
         platform.validate(isa, &mut problems);
         numa::validate(self, isa, &mut problems);
         passthrough::validate(self, &mut problems);
+        if let Some(rng) = rng {
+            rng.validate(&mut problems);
+        }
+        places::validate(self, &mut problems);
         device_nodes::validate(self, &mut problems);
         pci_segment::validate(self, &mut problems);
         if serial.mode == ConsoleMode::Tty && debug_console.mode == ConsoleMode::Tty {

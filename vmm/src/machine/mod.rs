@@ -12,6 +12,7 @@ mod gate;
 mod host;
 mod memory;
 mod msi;
+mod notifications;
 mod pause;
 mod payload;
 mod pci;
@@ -39,6 +40,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::config::VmConfig;
 use crate::passthrough::Passthrough;
 use crate::plan::{FirmwarePlan, Plan, PlannedTable};
+use crate::virtio::Backends;
 
 pub use self::affinity::AffinityError;
 pub use self::control::{Control, Ending};
@@ -136,6 +138,17 @@ fn kvm_error(what: &'static str) -> impl Fn(vmm_sys_util::errno::Error) -> Machi
     }
 }
 
+/// What outlives a machine and is lent to it.
+#[derive(Clone, Copy)]
+pub struct Lent<'a> {
+    /// Devices that are passed through.
+    pub passthrough: &'a Passthrough,
+    /// The host's side of virtio devices.
+    pub backends: &'a Backends,
+    /// The machine's ends of consoles.
+    pub consoles: &'a Consoles,
+}
+
 /// A running machine.
 ///
 /// Fields are dropped in order: the VM and all that refers to it before the RAM.
@@ -162,10 +175,14 @@ impl Machine {
         plan: &Plan,
         config: &VmConfig,
         payload: &mut Payload,
-        passthrough: &Passthrough,
-        consoles: &Consoles,
+        lent: &Lent<'_>,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
+        let Lent {
+            passthrough,
+            backends,
+            consoles,
+        } = *lent;
         affinity::check(&config.cpus)?;
         let ram = GuestRam::map(&plan.memory, &config.memory)?;
         // Tables are small and scattered, kernels are large: huge pages are for these.
@@ -191,7 +208,8 @@ impl Machine {
             areas: &areas,
         };
         let peer_to_peer = config.platform.vfio_p2p_dma;
-        let functions = PciFunctions::build(plan, passthrough, &connections, peer_to_peer)?;
+        let functions =
+            PciFunctions::build(plan, passthrough, backends, &connections, peer_to_peer)?;
         let context = Arc::new(VcpuContext {
             buses,
             areas,

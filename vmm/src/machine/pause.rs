@@ -68,7 +68,11 @@ impl Machine {
         let stopped =
             stopped.and_then(|()| self.gate.ask(Errand::StopTime).map_err(PauseError::Time));
         match &stopped {
-            Ok(()) => *paused = true,
+            Ok(()) => {
+                // No vCPU asks them for anything more.
+                self.functions.pause();
+                *paused = true;
+            }
             Err(_) => self.go_on(),
         }
         stopped
@@ -83,6 +87,7 @@ impl Machine {
         if let Err(error) = self.gate.ask(Errand::StartTime) {
             log::warn!("the guest's time jumps, by as long as it was paused: {error}");
         }
+        self.functions.resume();
         self.go_on();
         *paused = false;
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use devices::bus::Bus;
 use devices::pci_config::{ConfigPorts, Ecam, PORT, PORTS};
+use devices::virtio::{GuestMemory, VirtioError, VirtioFunction, VirtioParts};
 use kvm_bindings::{
     KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL, kvm_create_device,
     kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -23,7 +24,10 @@ use super::space::{FunctionSpace, GuestSpace, SpaceParts};
 use super::view::MemoryView;
 use super::{MachineError, kvm_error};
 use crate::passthrough::{OpenDevice, Passthrough, find_loss};
-use crate::plan::{FunctionPlan, FunctionSource, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan};
+use crate::plan::{
+    FunctionPlan, FunctionSource, Isa, MemoryPlan, PciPlan, Plan, SegmentPlan, VirtioKind,
+};
+use crate::virtio::Backends;
 
 /// Why a device cannot be put into the machine.
 #[derive(Debug, Error)]
@@ -66,6 +70,24 @@ pub enum DeviceError {
         #[source]
         source: FunctionError,
     },
+    /// A device that this process emulates has no room.
+    #[error("device {id}")]
+    Virtio {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: VirtioError,
+    },
+    /// The host has no descriptors left for it.
+    #[error("device {id}: the host has no room for it")]
+    NoRoom {
+        /// Its name.
+        id: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The plan is not for these devices.
     #[error("device {id}: the plan does not say where it is, or it has changed since")]
     Foreign {
@@ -78,6 +100,7 @@ pub enum DeviceError {
 /// their access to guest memory away.
 pub struct PciFunctions {
     functions: Vec<MachineFunction>,
+    virtio: Vec<Arc<VirtioFunction>>,
     areas: Arc<DeviceAreas>,
     view: Arc<MemoryView>,
     /// KVM's knowledge of VFIO groups, for drivers that ask for it.
@@ -113,6 +136,7 @@ impl PciFunctions {
     pub fn build(
         plan: &Plan,
         passthrough: &Passthrough,
+        backends: &Backends,
         connections: &Connections<'_>,
         peer_to_peer: bool,
     ) -> Result<Self, MachineError> {
@@ -124,6 +148,7 @@ impl PciFunctions {
         let view = Arc::new(MemoryView::new(areas));
         let mut pci = Self {
             functions: Vec::new(),
+            virtio: Vec::new(),
             areas: Arc::clone(connections.areas),
             view: Arc::clone(&view),
             kvm_vfio: tell_kvm(connections.vm, passthrough)?,
@@ -148,6 +173,8 @@ impl PciFunctions {
                 connections.interrupts.routes(),
             )),
             passthrough,
+            backends,
+            memory: memory_for_virtio(&view, plan)?,
             connections,
         };
         let mut targets: Vec<*const ()> = Vec::new();
@@ -163,7 +190,7 @@ impl PciFunctions {
                     }
                 }
             }
-            builder.segment(plan.isa, segment, &mut pci.functions)?;
+            builder.segment(plan.isa, segment, &mut pci)?;
         }
         Ok(pci)
     }
@@ -217,8 +244,21 @@ fn unless_lost<T>(
     }
 }
 
+impl PciFunctions {
+    /// Lets devices of this process stand still.
+    pub fn pause(&self) {
+        self.virtio.iter().for_each(|function| function.pause());
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.virtio.iter().for_each(|function| function.resume());
+    }
+}
+
 impl Drop for PciFunctions {
     fn drop(&mut self) {
+        self.virtio.iter().for_each(|function| function.stop());
         for MachineFunction { function, .. } in &self.functions {
             // What the device did for this guest must not go on.
             if let Err(error) = function.reset() {
@@ -226,6 +266,26 @@ impl Drop for PciFunctions {
             }
         }
     }
+}
+
+fn foreign(function: &FunctionPlan) -> DeviceError {
+    DeviceError::Foreign {
+        id: function.id.clone(),
+    }
+}
+
+/// Guest memory for the devices of this process, which is told of all that comes and goes, if there are
+/// such devices.
+fn memory_for_virtio(view: &MemoryView, plan: &Plan) -> Result<Arc<GuestMemory>, DeviceError> {
+    let memory = Arc::new(GuestMemory::default());
+    let segments = plan.pci.iter().flat_map(|pci| &pci.segments);
+    let mut functions = segments.flat_map(|segment| &segment.functions);
+    let first = functions.find(|function| matches!(function.source, FunctionSource::Virtio { .. }));
+    if let Some(FunctionPlan { id, .. }) = first {
+        let target: Arc<dyn DmaTarget> = Arc::clone(&memory) as _;
+        add_target(view, id, &target)?;
+    }
+    Ok(memory)
 }
 
 fn add_target(view: &MemoryView, id: &str, device: &Arc<dyn DmaTarget>) -> Result<(), DeviceError> {
@@ -240,6 +300,8 @@ struct Builder<'a> {
     space: GuestSpace,
     msi: Arc<dyn MsiSource>,
     passthrough: &'a Passthrough,
+    backends: &'a Backends,
+    memory: Arc<GuestMemory>,
     connections: &'a Connections<'a>,
 }
 
@@ -248,12 +310,26 @@ impl Builder<'_> {
         &self,
         isa: Isa,
         plan: &SegmentPlan,
-        functions: &mut Vec<MachineFunction>,
+        pci: &mut PciFunctions,
     ) -> Result<(), MachineError> {
         let mut segment = Segment::new();
         let mut has_bridge = true;
         for function in &plan.functions {
-            let Some(device) = self.passthrough.find(&function.source) else {
+            let device = match &function.source {
+                FunctionSource::Vfio { .. } | FunctionSource::VfioUser { .. } => {
+                    self.passthrough.find(&function.source)
+                }
+                FunctionSource::Virtio { kind } => {
+                    has_bridge &= function.bdf.device != 0;
+                    let made = self.virtio(function, *kind)?;
+                    let inserted = segment.insert(function.bdf.device, Arc::clone(&made) as _);
+                    pci.virtio.push(made);
+                    inserted.map_err(|_| foreign(function))?;
+                    continue;
+                }
+                FunctionSource::Reserved => None,
+            };
+            let Some(device) = device else {
                 continue;
             };
             has_bridge &= function.bdf.device != 0;
@@ -265,10 +341,8 @@ impl Builder<'_> {
                 continue;
             };
             let inserted = segment.insert(function.bdf.device, Arc::clone(&made.function) as _);
-            functions.push(made);
-            inserted.map_err(|_| DeviceError::Foreign {
-                id: function.id.clone(),
-            })?;
+            pci.functions.push(made);
+            inserted.map_err(|_| foreign(function))?;
         }
         // The bridge is where a guest looks for one, unless a device was put there.
         if has_bridge {
@@ -289,6 +363,45 @@ impl Builder<'_> {
             place(pio.insert(PORT.into(), PORTS.into(), ports))?;
         }
         Ok(())
+    }
+
+    /// A device that this process emulates.
+    fn virtio(
+        &self,
+        plan: &FunctionPlan,
+        kind: VirtioKind,
+    ) -> Result<Arc<VirtioFunction>, DeviceError> {
+        let FunctionPlan {
+            id,
+            bdf,
+            facts,
+            bars,
+            source: _,
+            nodes: _,
+        } = plan;
+        let device = self.backends.device(kind);
+        let device = device.map_err(|source| DeviceError::NoRoom {
+            id: id.clone(),
+            source,
+        })?;
+        let (Some(device), [Some(address)]) = (device, &bars[..]) else {
+            return Err(foreign(plan));
+        };
+        let function = VirtioFunction::new(VirtioParts {
+            id: id.clone(),
+            device,
+            identity: facts.identity,
+            bdf: *bdf,
+            address: *address,
+            space: &self.space.of_machine(),
+            msi: Arc::clone(&self.msi),
+            memory: Arc::clone(&self.memory),
+        });
+        let function = function.map_err(|source| DeviceError::Virtio {
+            id: id.clone(),
+            source,
+        })?;
+        Ok(Arc::new(function))
     }
 
     fn function(

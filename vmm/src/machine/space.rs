@@ -11,6 +11,7 @@ use kvm_ioctls::VmFd;
 use pci::{AddressSpace, DmaArea, MappableArea, PlacedRegion, Region, Space};
 
 use super::areas::{DeviceAreas, MappedRegion, Owner};
+use super::notifications::{Notifications, Registered};
 use super::view::MemoryView;
 use crate::plan::GpaRange;
 
@@ -32,6 +33,7 @@ struct Inner {
     peer_to_peer: bool,
     /// Where BARs may be: what host bridges pass on.
     windows: Vec<GpaRange>,
+    notifications: Notifications,
     slots: Mutex<Slots>,
 }
 
@@ -69,6 +71,7 @@ impl GuestSpace {
             ram_slots,
         } = parts;
         Self(Arc::new(Inner {
+            notifications: Notifications::new(Arc::clone(&vm) as _),
             vm,
             mmio,
             pio,
@@ -83,6 +86,11 @@ impl GuestSpace {
         }))
     }
 
+    /// The same for the machine's own functions, of which nothing is mapped.
+    pub fn of_machine(&self) -> MachineSpace {
+        MachineSpace(Arc::clone(&self.0))
+    }
+
     /// The same for one device, which may have to be let go of. `has_nodes` is whether it has NUMA
     /// nodes: then its memory may become RAM of the guest.
     pub fn of(&self, owner: Owner, has_nodes: bool) -> FunctionSpace {
@@ -92,6 +100,21 @@ impl GuestSpace {
             has_nodes,
             placed: Mutex::default(),
         }
+    }
+}
+
+/// The address spaces of a machine, as functions change them that the machine itself emulates.
+pub struct MachineSpace(Arc<Inner>);
+
+impl AddressSpace for MachineSpace {
+    fn add(&self, space: Space, region: Arc<dyn Region>) -> io::Result<Box<dyn PlacedRegion>> {
+        // Mapped memory has an owner, who may lose it.
+        if !region.mappable().is_empty() {
+            let text = "memory of an emulated function cannot be mapped";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let placed = Placed::new(&self.0, space, region, None, false);
+        Ok(Box::new(Handle(Arc::new(placed))))
     }
 }
 
@@ -121,14 +144,8 @@ impl AddressSpace for FunctionSpace {
             [] => None,
             _ => Some(self.space.areas.map(&self.owner, &*region)?),
         };
-        let placed = Arc::new(Placed {
-            space: Arc::clone(&self.space),
-            has_nodes: self.has_nodes,
-            kind: space,
-            region,
-            mapping,
-            place: Mutex::new(None),
-        });
+        let placed = Placed::new(&self.space, space, region, mapping, self.has_nodes);
+        let placed = Arc::new(placed);
         lock(&self.placed).push(Arc::downgrade(&placed));
         Ok(Box::new(Handle(placed)))
     }
@@ -182,6 +199,8 @@ struct Place {
     address: u64,
     /// Slots of the mapped areas, and whether devices reach them.
     slots: Vec<(u32, u64)>,
+    /// Writes that are events.
+    notifications: Option<Registered>,
 }
 
 struct Trapped(Arc<dyn Region>);
@@ -197,6 +216,23 @@ impl BusDevice for Trapped {
 }
 
 impl Placed {
+    fn new(
+        space: &Arc<Inner>,
+        kind: Space,
+        region: Arc<dyn Region>,
+        mapping: Option<Arc<MappedRegion>>,
+        has_nodes: bool,
+    ) -> Self {
+        Self {
+            space: Arc::clone(space),
+            has_nodes,
+            kind,
+            region,
+            mapping,
+            place: Mutex::new(None),
+        }
+    }
+
     fn place(&self, address: Option<u64>) -> io::Result<()> {
         let mut place = lock(&self.place);
         if place.as_ref().map(|place| place.address) == address {
@@ -269,9 +305,26 @@ impl Placed {
         let mut place = Place {
             address,
             slots: Vec::new(),
+            notifications: None,
         };
+        if let Err(error) = self.map(&mut place) {
+            self.leave(place);
+            return Err(error);
+        }
+        // Last, so that what is not an event yet is trapped.
+        let list = self.region.notifications();
+        if !list.is_empty() {
+            let notifications = &self.space.notifications;
+            place.notifications = Some(notifications.register(self.kind, address, list));
+        }
+        Ok(place)
+    }
+
+    /// Maps what can be mapped of a region into the guest, as far as that works.
+    fn map(&self, place: &mut Place) -> io::Result<()> {
+        let address = place.address;
         let Some(mapping) = &self.mapping else {
-            return Ok(place);
+            return Ok(());
         };
         mapping.set_place(Some(address));
         for area in self.region.mappable() {
@@ -279,10 +332,7 @@ impl Placed {
             let gpa = address + area.offset;
             place.slots.push((slot, gpa));
             let host_address = mapping.address() as u64 + area.offset;
-            if let Err(error) = self.set_slot(slot, gpa, Some((area, host_address))) {
-                self.leave(place);
-                return Err(error);
-            }
+            self.set_slot(slot, gpa, Some((area, host_address)))?;
             if self.space.peer_to_peer {
                 let may_be_ram = self.has_nodes && area.size >= MEMORY_BLOCK;
                 let area = DmaArea {
@@ -295,12 +345,17 @@ impl Placed {
                 self.space.view.add(area, may_be_ram);
             }
         }
-        Ok(place)
+        Ok(())
     }
 
     /// Answers nowhere any more.
     fn leave(&self, place: Place) {
-        let Place { address, slots } = place;
+        let Place {
+            address,
+            slots,
+            notifications,
+        } = place;
+        drop(notifications);
         if let Some(bus) = self.bus() {
             bus.remove(address);
         }

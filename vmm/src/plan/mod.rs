@@ -23,7 +23,9 @@ use thiserror::Error;
 
 pub use arch::{CpuTopology, GpaRange, Isa};
 
-pub use self::pci::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
+pub use self::pci::{
+    DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
+};
 pub use firmware::VENDOR;
 
 use crate::acpi;

@@ -1,4 +1,4 @@
-//! PCI segments and passed-through devices, for people to read.
+//! PCI segments and devices, for people to read.
 
 use std::fmt::{self, Write};
 
@@ -91,6 +91,7 @@ fn describe_function(
     match source {
         FunctionSource::Vfio { path } => write!(out, "      host device {path}")?,
         FunctionSource::VfioUser { socket } => write!(out, "      vfio-user server {socket}")?,
+        FunctionSource::Virtio { kind } => write!(out, "      {kind}")?,
         FunctionSource::Reserved => write!(out, "      kept for a device that comes later")?,
     }
     match driver {
@@ -106,7 +107,9 @@ fn describe_function(
     if let Some(memory) = coherent {
         let cached = match source {
             FunctionSource::Vfio { .. } => host.cacheable_device_memory,
-            FunctionSource::VfioUser { .. } | FunctionSource::Reserved => true,
+            FunctionSource::VfioUser { .. }
+            | FunctionSource::Virtio { .. }
+            | FunctionSource::Reserved => true,
         };
         describe_memory(out, function, memory, cached)?;
     }

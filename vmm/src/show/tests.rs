@@ -202,6 +202,32 @@ const MACHINES: &[(&str, &[&str])] = &[
             "path=/sys/bus/pci/devices/0009:01:00.0,id=gpu1,pci_segment=1,guest_numa_ids=auto:7",
         ],
     ),
+    ("entropy", &["--cpus boot=1", "--rng src=/dev/urandom"]),
+    (
+        "gpu_and_entropy_on_another_segment",
+        &[
+            "--plan-facts coherent",
+            "--cpus boot=4",
+            "--memory size=64G",
+            "--platform num_pci_segments=2",
+            "--numa guest_numa_id=0,cpus=[0-3],memory_zones=[mem0]",
+            "empty 1-8",
+            "--rng pci_segment=1,id=entropy",
+            GPU,
+            ",guest_numa_ids=[1-8]",
+        ],
+    ),
+    (
+        "entropy_beside_passed_through_devices",
+        &[
+            "--plan-facts mixed",
+            "--cpus boot=2",
+            "--memory size=4G",
+            "--rng src=/dev/hwrng",
+            "--device path=/sys/bus/pci/devices/0000:01:00.0",
+            "path=/sys/bus/pci/devices/0000:02:00.0,id=shm,pci_device_id=2",
+        ],
+    ),
     (
         "devices_of_many_kinds",
         &[

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::config::{
     ConsoleConfig, CpuTopology, CpusConfig, DebugConsoleConfig, MemoryConfig, MemoryZoneConfig,
-    NumaConfig, PciSegmentConfig, PlatformConfig, SerialConfig, from_json,
+    NumaConfig, PciSegmentConfig, PlatformConfig, RngConfig, SerialConfig, from_json,
 };
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
@@ -193,6 +193,7 @@ fn defaults_are_those_of_the_types() {
     defaults_are_true::<DebugConsoleConfig>(&json!({ "mode": "Off" }));
     defaults_are_true::<DeviceConfig>(&json!({ "path": "/a" }));
     defaults_are_true::<UserDeviceConfig>(&json!({ "socket": "/a" }));
+    defaults_are_true::<RngConfig>(&json!({ "src": "/a" }));
     defaults_are_true::<VmRemoveDevice>(&json!({ "id": "a" }));
 }
 
@@ -222,6 +223,7 @@ fn roomy() -> Value {
         "devices": [{
             "path": "/d", "pci_segment": 1, "pci_device_id": 1, "x_exclude_mmap_bars": [0],
         }],
+        "rng": { "src": "/r", "pci_segment": 1, "pci_device_id": 2 },
     })
 }
 
@@ -268,6 +270,8 @@ fn bounds_are_those_of_validation() {
         ),
         ("/devices/0/pci_segment", "DeviceConfig", "pci_segment"),
         ("/devices/0/pci_device_id", "DeviceConfig", "pci_device_id"),
+        ("/rng/pci_segment", "RngConfig", "pci_segment"),
+        ("/rng/pci_device_id", "RngConfig", "pci_device_id"),
         (
             "/devices/0/x_exclude_mmap_bars/0",
             "DeviceConfig",

@@ -54,7 +54,7 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 13] = [
+const KEYS: [(&str, &[&str]); 14] = [
     ("--api-socket", &["path", "fd"]),
     ("--event-monitor", &["path", "fd"]),
     (
@@ -156,6 +156,10 @@ const KEYS: [(&str, &[&str]); 13] = [
     (
         "--user-device",
         &["socket", "id", "pci_segment", "pci_device_id"],
+    ),
+    (
+        "--rng",
+        &["src", "iommu", "id", "pci_segment", "pci_device_id"],
     ),
     (
         "--pci-segment",
@@ -399,6 +403,7 @@ fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
             "iommufd=off,vfio_p2p_dma=on,num_pci_segments=1",
         ],
         &["--device", "path=/d,iommu=off"],
+        &["--rng", "src=/dev/urandom,iommu=off"],
         &["--seccomp", "false"],
     ] {
         assert!(run(args).is_ok(), "{args:?}");

@@ -241,6 +241,11 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         &["socket", "id", "pci_segment", "pci_device_id"],
         &ours,
     );
+    spells::<RngConfig>(
+        "RngConfig",
+        &["id", "pci_segment", "pci_device_id", "iommu", "src"],
+        &[],
+    );
     spells::<PciSegmentConfig>(
         "PciSegmentConfig",
         &[

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use devices::{any_device, any_id, any_segment, any_user_device};
+use devices::{any_device, any_id, any_rng, any_segment, any_user_device};
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
     prop::option::of(any::<String>().prop_map(Into::into))
@@ -146,15 +146,17 @@ prop_compose! {
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
-        (devices, user_devices) in (
+        (devices, user_devices, rng) in (
             prop::collection::vec(any_device(), 0..3),
             prop::collection::vec(any_user_device(), 0..3),
+            prop::option::of(any_rng()),
         ),
         pci_segments in prop::collection::vec(any_segment(), 0..3),
     ) -> VmConfig {
         VmConfig {
             devices,
             user_devices,
+            rng,
             pci_segments,
             cpus,
             memory: MemoryConfig { zones, ..memory },
@@ -241,6 +243,7 @@ fn unknown_members_are_refused_wherever_they_are() {
         }],
         "devices": [{ "path": "/d" }],
         "user_devices": [{ "socket": "/s" }],
+        "rng": { "src": "/r" },
         "pci_segments": [{ "pci_segment": 0 }],
     });
     let read = |body: &Value| VmConfig::from_json(body.to_string().as_bytes());
@@ -257,7 +260,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 18);
+    assert_eq!(objects, 19);
 }
 
 proptest! {

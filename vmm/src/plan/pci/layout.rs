@@ -8,8 +8,10 @@ use arch::{Isa, aarch64, x86_64};
 
 use super::facts;
 use super::windows::{self, Demand, TooSmall};
-use super::{DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan};
-use crate::config::{DeviceConfig, GenericInitiator, UserDeviceConfig, VmConfig};
+use super::{
+    DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
+};
+use crate::config::{DeviceConfig, GenericInitiator, RngConfig, UserDeviceConfig, VmConfig};
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
 
@@ -156,14 +158,17 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
     let mut request = |id: String, place: Place| {
         let Place {
             option,
-            key,
             segment,
             device,
             source,
+            known,
             initiator,
             allow_noncacheable,
         } = place;
-        let facts = host.devices.get(&key).cloned();
+        let facts = match known {
+            Known::Probed(key) => host.devices.get(&key).cloned(),
+            Known::Made(facts) => Some(facts),
+        };
         let facts = facts.ok_or_else(|| PlanError::UnknownDevice {
             option: option.clone(),
         })?;
@@ -188,7 +193,9 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         .devices
         .iter()
         .map(Place::of_the_host)
-        .chain(config.user_devices.iter().map(Place::of_a_process));
+        .chain(config.user_devices.iter().map(Place::of_a_process))
+        // Devices that are passed through have the lowest slots, whatever else the machine has.
+        .chain(config.rng.iter().map(Place::of_entropy));
     config
         .device_ids()
         .into_iter()
@@ -213,14 +220,21 @@ fn told_by(ids: Vec<u32>, initiator: GenericInitiator) -> DeviceNodes {
     }
 }
 
-/// What the two kinds of devices have in common.
+/// How it is known what a device is.
+enum Known {
+    /// It was found out: [`HostFacts::devices`] has it under this key.
+    Probed(String),
+    /// The machine makes it so.
+    Made(DeviceFacts),
+}
+
+/// What all kinds of devices have in common.
 struct Place {
     option: String,
-    /// Where [`HostFacts::devices`] has it.
-    key: String,
     segment: u16,
     device: Option<u8>,
     source: FunctionSource,
+    known: Known,
     initiator: GenericInitiator,
     /// Whether it may have memory that CPUs could cache, where they cannot.
     allow_noncacheable: bool,
@@ -242,9 +256,9 @@ impl Place {
         let path = path.to_string_lossy().into_owned();
         Self {
             option: format!("--device path={path}"),
-            key: path.clone(),
             segment: *pci_segment,
             device: *pci_device_id,
+            known: Known::Probed(path.clone()),
             source: FunctionSource::Vfio { path },
             initiator: *generic_initiator,
             allow_noncacheable: *x_allow_noncacheable,
@@ -263,13 +277,37 @@ impl Place {
         let socket = socket.to_string_lossy().into_owned();
         Self {
             option: format!("--user-device socket={socket}"),
-            key: socket.clone(),
             segment: *pci_segment,
             device: *pci_device_id,
+            known: Known::Probed(socket.clone()),
             source: FunctionSource::VfioUser { socket },
             initiator: *generic_initiator,
             // A server's memory is that of a process, which every host maps as it is.
             allow_noncacheable: true,
+        }
+    }
+
+    fn of_entropy(config: &RngConfig) -> Self {
+        let RngConfig {
+            src: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Rng, config.option(), place)
+    }
+
+    fn of_virtio(kind: VirtioKind, option: String, (segment, device): (u16, Option<u8>)) -> Self {
+        Self {
+            option,
+            segment,
+            device,
+            source: FunctionSource::Virtio { kind },
+            known: Known::Made(kind.facts()),
+            // It owns no nodes and has no memory.
+            initiator: GenericInitiator::Auto,
+            allow_noncacheable: false,
         }
     }
 }

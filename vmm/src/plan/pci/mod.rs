@@ -4,6 +4,7 @@ mod facts;
 mod layout;
 #[cfg(test)]
 mod tests;
+mod virtio;
 mod windows;
 
 use ::pci::{Bdf, DeviceFacts};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{GpaRange, Gsi};
 
 pub(super) use layout::plan;
+pub use virtio::VirtioKind;
 
 /// Segments, ascending; there is at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +76,7 @@ pub struct IoWindow {
     pub size: u16,
 }
 
-/// A passed-through device, function 0 of its slot.
+/// A device, function 0 of its slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionPlan {
     /// Its name.
@@ -104,6 +106,11 @@ pub enum FunctionSource {
     VfioUser {
         /// Its socket.
         socket: String,
+    },
+    /// A virtio device of the machine's own.
+    Virtio {
+        /// What it does.
+        kind: VirtioKind,
     },
     /// Nothing yet: the slot is kept, with nodes and addresses, for a device that comes later.
     Reserved,

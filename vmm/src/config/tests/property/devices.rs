@@ -1,4 +1,4 @@
-//! Passed-through devices and PCI segments.
+//! Devices that have a place on PCI, and PCI segments.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::*;
 
 /// Any name, often one that devices may have without being given it.
 pub fn any_id() -> impl Strategy<Value = Option<String>> {
-    let named = ["_vfio0", "_vfio1", "_vfio_user0", "a"].map(|id| Some(id.to_owned()));
+    let named = ["_vfio0", "_vfio1", "_vfio_user0", "__rng", "a"].map(|id| Some(id.to_owned()));
     prop_oneof![
         Just(None),
         any::<String>().prop_map(Some),
@@ -64,6 +64,16 @@ prop_compose! {
 }
 
 prop_compose! {
+    pub fn any_rng()(
+        src in any::<String>(),
+        id in any_id(),
+        (pci_segment, pci_device_id) in any::<(u16, Option<u8>)>(),
+    ) -> RngConfig {
+        RngConfig { src: src.into(), id, pci_segment, pci_device_id }
+    }
+}
+
+prop_compose! {
     pub fn any_segment()(
         pci_segment in any::<u16>(),
         [mmio32_aperture_weight, mmio64_aperture_weight] in any::<[u32; 2]>(),
@@ -73,23 +83,23 @@ prop_compose! {
 }
 
 /// Appends the keys that devices of every kind have.
-fn push_device(
-    text: &mut String,
-    id: &Option<String>,
-    pci_segment: u16,
-    pci_device_id: Option<u8>,
-    guest_numa_ids: &Option<GuestNumaIds>,
-    generic_initiator: GenericInitiator,
-) {
-    text.push_str(&format!(
-        ",pci_segment={pci_segment},generic_initiator={generic_initiator}"
-    ));
+fn push_place(text: &mut String, id: &Option<String>, pci_segment: u16, pci_device_id: Option<u8>) {
+    text.push_str(&format!(",pci_segment={pci_segment}"));
     if let Some(id) = id {
         text.push_str(&format!(",id={}", quoted(id)));
     }
     if let Some(number) = pci_device_id {
         text.push_str(&format!(",pci_device_id={number}"));
     }
+}
+
+/// Appends the keys that passed-through devices of every kind have.
+fn push_nodes(
+    text: &mut String,
+    guest_numa_ids: &Option<GuestNumaIds>,
+    generic_initiator: GenericInitiator,
+) {
+    text.push_str(&format!(",generic_initiator={generic_initiator}"));
     if let Some(ids) = guest_numa_ids {
         text.push_str(&format!(",guest_numa_ids={ids}"));
     }
@@ -112,6 +122,15 @@ fn any_sound_device() -> impl Strategy<Value = (Option<String>, Option<GuestNuma
     )
 }
 
+fn entropy() -> RngConfig {
+    RngConfig {
+        src: "/r".into(),
+        id: None,
+        pci_segment: 0,
+        pci_device_id: None,
+    }
+}
+
 prop_compose! {
     /// A machine of which little but names and nodes of devices can be wrong.
     fn any_sound_devices()(
@@ -121,6 +140,9 @@ prop_compose! {
         ),
         hosts in prop::collection::vec(any_sound_device(), 0..3),
         others in prop::collection::vec(any_sound_device(), 0..3),
+        rng in prop::option::of(prop::option::of(
+            prop::sample::select(vec!["__rng", "a"]).prop_map(String::from),
+        )),
     ) -> VmConfig {
         let node = |(guest_numa_id, device_id): (u32, Option<&str>)| NumaConfig {
             guest_numa_id,
@@ -154,6 +176,7 @@ prop_compose! {
             numa: (0..).zip([None].into_iter().chain(names)).map(node).collect(),
             devices: (0_u32..).zip(hosts).map(host).collect(),
             user_devices: (0_u32..).zip(others).map(other).collect(),
+            rng: rng.map(|id| RngConfig { id, ..entropy() }),
             memory: MemoryConfig { shared: true, ..MemoryConfig::default() },
             payload: PayloadConfig { kernel: Some("/k".into()), ..PayloadConfig::default() },
             ..VmConfig::default()
@@ -174,9 +197,8 @@ proptest! {
             quoted(path.to_str().unwrap()), switch(*iommu), bars.join(","),
             switch(*x_allow_noncacheable),
         );
-        push_device(
-            &mut text, id, *pci_segment, *pci_device_id, guest_numa_ids, *generic_initiator,
-        );
+        push_place(&mut text, id, *pci_segment, *pci_device_id);
+        push_nodes(&mut text, guest_numa_ids, *generic_initiator);
         prop_assert_eq!(option("device", &text), Ok(config));
     }
 
@@ -186,10 +208,17 @@ proptest! {
             socket, id, pci_segment, pci_device_id, guest_numa_ids, generic_initiator,
         } = &config;
         let mut text = format!("socket={}", quoted(socket.to_str().unwrap()));
-        push_device(
-            &mut text, id, *pci_segment, *pci_device_id, guest_numa_ids, *generic_initiator,
-        );
+        push_place(&mut text, id, *pci_segment, *pci_device_id);
+        push_nodes(&mut text, guest_numa_ids, *generic_initiator);
         prop_assert_eq!(option("user-device", &text), Ok(config));
+    }
+
+    #[test]
+    fn entropy_survives_the_command_line(config in any_rng()) {
+        let RngConfig { src, id, pci_segment, pci_device_id } = &config;
+        let mut text = format!("src={},iommu=off", quoted(src.to_str().unwrap()));
+        push_place(&mut text, id, *pci_segment, *pci_device_id);
+        prop_assert_eq!(option("rng", &text), Ok(config));
     }
 
     #[test]
@@ -206,9 +235,10 @@ proptest! {
     #[test]
     fn devices_have_names_of_their_own_and_disjoint_nodes(config in any_sound_devices()) {
         let names = config.device_ids();
-        prop_assert_eq!(names.len(), config.devices.len() + config.user_devices.len());
+        let passed_through = config.devices.len() + config.user_devices.len();
+        prop_assert_eq!(names.len(), passed_through + config.rng.iter().count());
         let nodes = config.device_nodes();
-        prop_assert!(names.iter().eq(nodes.iter().map(|(name, _)| name)));
+        prop_assert!(names[..passed_through].iter().eq(nodes.iter().map(|(name, _)| name)));
         prop_assert_eq!(&config.device_nodes(), &nodes);
         let Ok(()) = config.validate(Isa::X86_64) else {
             return Ok(());
@@ -226,11 +256,7 @@ proptest! {
         }
         // What was generated may be written down.
         let mut named = config.clone();
-        let ids = named.devices.iter_mut().map(|device| &mut device.id);
-        let ids = ids.chain(named.user_devices.iter_mut().map(|device| &mut device.id));
-        for (id, name) in ids.zip(&names) {
-            *id = Some(name.clone());
-        }
+        named.name_devices();
         prop_assert_eq!(named.device_ids(), names);
         prop_assert_eq!(named.validate(Isa::X86_64), Ok(()));
     }

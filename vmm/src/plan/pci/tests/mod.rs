@@ -4,6 +4,7 @@ mod nodes;
 mod places;
 mod property;
 mod stored;
+mod virtio;
 
 use ::pci::config_space::{BarKind, Identity};
 use ::pci::{BarFacts, CoherentMemory};

@@ -7,7 +7,9 @@ use proptest::option::of;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{DeviceConfig, GenericInitiator, GuestNumaIds, NumaConfig, PciSegmentConfig};
+use crate::config::{
+    DeviceConfig, GenericInitiator, GuestNumaIds, NumaConfig, PciSegmentConfig, RngConfig,
+};
 use crate::plan::GpaRange;
 
 /// A device as it is asked for, and as it is.
@@ -70,6 +72,7 @@ prop_compose! {
         phys_bits in 36..53_u8,
         memory in 1..64_u64,
         memory_only in of(1..6_u32),
+        rng in of((any::<u16>(), of(1..32_u8))),
     ) -> (VmConfig, HostFacts) {
         let mut config = VmConfig::default();
         config.payload.kernel = Some("k".into());
@@ -109,6 +112,15 @@ prop_compose! {
                 x_allow_noncacheable: false,
             });
         }
+        config.rng = rng.map(|(segment, slot)| {
+            let pci_segment = segment % segments;
+            RngConfig {
+                src: "/r".into(),
+                id: None,
+                pci_segment,
+                pci_device_id: slot.filter(|slot| taken.insert((pci_segment, *slot))),
+            }
+        });
         (config, host)
     }
 }
@@ -241,7 +253,7 @@ proptest! {
         let all = segments(&plan);
         prop_assert_eq!(all.len(), usize::from(config.platform.num_pci_segments));
         let functions: usize = all.iter().map(|segment| segment.functions.len()).sum();
-        prop_assert_eq!(functions, config.devices.len());
+        prop_assert_eq!(functions, config.device_ids().len());
         let below_4_gib = GpaRange { start: 0, size: 1 << 32 };
         assert_apart(all.iter().map(|segment| segment.ecam).collect(), below_4_gib)?;
         assert_apart(all.iter().map(|segment| segment.mmio32).collect(), plan.memory.mmio32)?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Naturally aligned pieces of 1, 2, 4, … up to `most` bytes, a power of two, that make up `length`
 /// bytes at `offset`: where each is, and its part of the data. `offset + length` does not overflow.
-pub(super) fn pieces(
+pub(crate) fn pieces(
     offset: u64,
     length: usize,
     most: usize,

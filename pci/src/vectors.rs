@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lost::Few;
+use crate::few::Few;
 use crate::{Bdf, MsiMessage, MsiSource, MsiVector};
 
 /// Interrupts, each masked or with a message.
-pub(super) struct Vectors(Vec<Vector>);
+pub(crate) struct Vectors(Vec<Vector>);
 
 struct Vector {
     /// `None` is one that the host had no room for; it is never sent.
@@ -44,6 +44,11 @@ impl Vectors {
         vectors
             .map(|entry| entry.vector.as_ref().map(|vector| vector.event()))
             .collect()
+    }
+
+    /// What sends them, for those that do so themselves.
+    pub fn senders(&self) -> Vec<Option<Arc<dyn MsiVector>>> {
+        self.0.iter().map(|entry| entry.vector.clone()).collect()
     }
 
     /// Gives one its message, or masks it. One that is not there stays so.

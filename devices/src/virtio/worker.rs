@@ -1,0 +1,237 @@
+//! A thread that serves queues.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Fault, FaultSink};
+
+/// What a descriptor is to its handler.
+pub type Token = u32;
+
+/// The token of the worker's own event.
+const CONTROL: u64 = u64::MAX;
+/// Descriptors that are told of at once.
+const EVENTS: usize = 32;
+
+/// What a worker does.
+pub trait Handler: Send + 'static {
+    /// What it waits for: descriptors that are open for as long as it is there. The worker waits until
+    /// they are readable.
+    fn descriptors(&self) -> Vec<(RawFd, Token)>;
+
+    /// A descriptor is readable. What an eventfd says is read by the handler.
+    ///
+    /// # Errors
+    /// It cannot go on until the device is reset.
+    fn ready(&mut self, token: Token) -> Result<(), Fault>;
+}
+
+/// What is asked of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Run,
+    Pause,
+    Stop,
+}
+
+struct State {
+    wish: Wish,
+    parked: bool,
+    /// The thread has ended, whatever was asked of it.
+    ended: bool,
+}
+
+struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self, wish: Wish) {
+        self.lock().wish = wish;
+        self.changed.notify_all();
+        // A full counter wakes it as well.
+        let _ = self.wake.write(1);
+    }
+
+    /// Waits while the worker is to be paused.
+    ///
+    /// # Returns
+    /// Whether it is to go on.
+    fn look(&self) -> bool {
+        let _ = self.wake.read();
+        let mut state = self.lock();
+        while state.wish == Wish::Pause {
+            state.parked = true;
+            self.changed.notify_all();
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked = false;
+        state.wish == Wish::Run
+    }
+}
+
+/// A thread with its handler. Dropping it stops the thread.
+pub struct Worker<H: Handler> {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<H>>,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread called `name`.
+    ///
+    /// # Errors
+    /// The host has no room for it. The handler is given back.
+    pub fn start(
+        name: &str,
+        handler: H,
+        faults: Arc<dyn FaultSink>,
+    ) -> Result<Self, (H, io::Error)> {
+        let prepared = prepare(&handler);
+        let (control, epoll) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err((handler, error)),
+        };
+        // The thread takes the handler only once there is a thread.
+        let slot = Arc::new(Mutex::new(Some(handler)));
+        let (theirs, shared) = (Arc::clone(&slot), Arc::clone(&control));
+        let builder = thread::Builder::new().name(name.to_owned());
+        let started = builder.spawn(move || {
+            let taken = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // `start` has put it there, and takes it back only where there is no thread.
+            let mut handler = taken.unwrap_or_else(|| unreachable!("the handler is there"));
+            run(&mut handler, &shared, &epoll, &*faults);
+            let mut state = shared.lock();
+            state.ended = true;
+            shared.changed.notify_all();
+            drop(state);
+            handler
+        });
+        match started {
+            Ok(thread) => Ok(Self {
+                control,
+                thread: Some(thread),
+            }),
+            Err(error) => {
+                let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let handler = taken.unwrap_or_else(|| unreachable!("there is no thread"));
+                Err((handler, error))
+            }
+        }
+    }
+
+    /// Lets it stand still; returns once it does.
+    pub fn pause(&self) {
+        self.control.ask(Wish::Pause);
+        let mut state = self.control.lock();
+        while !state.parked && !state.ended {
+            let waited = self.control.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.control.ask(Wish::Run);
+    }
+
+    /// Ends it.
+    ///
+    /// # Returns
+    /// Its handler; nothing if the thread has panicked outside of it.
+    pub fn stop(mut self) -> Option<H> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<H> {
+        let thread = self.thread.take()?;
+        self.control.ask(Wish::Stop);
+        thread.join().ok()
+    }
+}
+
+impl<H: Handler> Drop for Worker<H> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn prepare<H: Handler>(handler: &H) -> io::Result<(Arc<Control>, Epoll)> {
+    let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let epoll = Epoll::new()?;
+    let add = |fd, data| {
+        let event = EpollEvent::new(EventSet::IN, data);
+        epoll.ctl(ControlOperation::Add, fd, event)
+    };
+    add(wake.as_raw_fd(), CONTROL)?;
+    for (fd, token) in handler.descriptors() {
+        add(fd, token.into())?;
+    }
+    let control = Control {
+        state: Mutex::new(State {
+            wish: Wish::Run,
+            parked: false,
+            ended: false,
+        }),
+        changed: Condvar::new(),
+        wake,
+    };
+    Ok((Arc::new(control), epoll))
+}
+
+fn run<H: Handler>(handler: &mut H, control: &Control, epoll: &Epoll, faults: &dyn FaultSink) {
+    let mut events = [EpollEvent::default(); EVENTS];
+    // A handler that has failed hears nothing any more, until it is stopped.
+    let mut failed = false;
+    while control.look() {
+        let ready = match epoll.wait(-1, &mut events) {
+            Ok(count) => events.get(..count).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                faults.fault(&Fault::Host(error));
+                failed = true;
+                &[]
+            }
+        };
+        for event in ready.iter().filter(|event| event.data() != CONTROL) {
+            if failed {
+                break;
+            }
+            // Tokens are what `prepare` has put there.
+            let token = event.data() as Token;
+            let done = catch_unwind(AssertUnwindSafe(|| handler.ready(token)));
+            let done = done.unwrap_or_else(|_| {
+                let text = "the device's thread panicked";
+                Err(Fault::Host(io::Error::other(text)))
+            });
+            if let Err(fault) = done {
+                faults.fault(&fault);
+                failed = true;
+            }
+        }
+        if failed {
+            wait_for_the_end(control);
+        }
+    }
+}
+
+/// Waits until something is asked.
+fn wait_for_the_end(control: &Control) {
+    let mut state = control.lock();
+    while state.wish == Wish::Run {
+        let waited = control.changed.wait(state);
+        state = waited.unwrap_or_else(PoisonError::into_inner);
+    }
+}
