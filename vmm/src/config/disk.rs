@@ -288,7 +288,7 @@ impl DiskConfig {
             pci_segment: _,
             pci_device_id: _,
             queue_affinity: _,
-            backing_files: _,
+            backing_files,
             sparse: _,
             image_type,
             lock_granularity: _,
@@ -324,12 +324,28 @@ impl DiskConfig {
         {
             invalid(format!(",serial={serial}"), reason);
         }
+        let mut not_yet = |value: &str| {
+            problems.push(Problem::NotYet(format!("{option},{value}")));
+        };
         match image_type {
-            ImageType::Raw | ImageType::Qcow2 | ImageType::Unknown => {}
-            ImageType::FixedVhd | ImageType::Vhdx => {
-                let at = format!("{option},image_type={image_type}");
-                problems.push(Problem::NotYet(at));
+            ImageType::Raw | ImageType::Unknown => {}
+            ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
+                not_yet(&format!("image_type={image_type}"));
             }
+        }
+        if *backing_files {
+            not_yet("backing_files=on");
+        }
+        if let Some(RateLimiterConfig { bandwidth, ops }) = rate_limiter_config {
+            if bandwidth.is_some_and(|bucket| bucket.is_limit()) {
+                not_yet("bw_size");
+            }
+            if ops.is_some_and(|bucket| bucket.is_limit()) {
+                not_yet("ops_size");
+            }
+        }
+        if rate_limit_group.is_some() {
+            not_yet("rate_limit_group");
         }
         self.validate_affinity(problems);
     }

@@ -157,6 +157,7 @@ pub(super) fn validate(groups: &[RateLimitGroupConfig], problems: &mut Vec<Probl
             "limits nothing; give bw_size and bw_refill_time, or ops_size and ops_refill_time"
                 .to_owned()
         } else {
+            problems.push(Problem::NotYet(option));
             continue;
         };
         problems.push(Problem::invalid(option, reason));
