@@ -89,7 +89,9 @@ pub enum ImageError {
     #[error("cannot read its first and last bytes, which say what it is")]
     Header(#[source] io::Error),
     /// It is no raw image.
-    #[error("{0} images are not supported yet; image_type=raw gives the guest the bytes of the file")]
+    #[error(
+        "{0} images are not supported yet; image_type=raw gives the guest the bytes of the file"
+    )]
     Format(&'static str),
 }
 
@@ -338,7 +340,11 @@ fn avoid_cache(file: &File) -> io::Result<()> {
 fn take_lock(file: &File, readonly: bool, lock: Lock, size: u64) -> Result<(), ImageError> {
     // SAFETY: it is made of numbers alone, for which zero is a value.
     let mut wanted: libc::flock = unsafe { zeroed() };
-    let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
+    let kind = if readonly {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
     wanted.l_type = kind as libc::c_short;
     wanted.l_whence = libc::SEEK_SET as libc::c_short;
     // No length is all that there could be.

@@ -324,8 +324,7 @@ unsafe fn call(file: RawFd, operation: Operation) -> i32 {
             length,
         } => {
             // SAFETY: takes numbers alone.
-            let done =
-                unsafe { libc::fallocate(file, mode, offset as off_t, length as off_t) };
+            let done = unsafe { libc::fallocate(file, mode, offset as off_t, length as off_t) };
             done as isize
         }
         // SAFETY: takes a number alone.

@@ -24,12 +24,23 @@ pub struct Part {
 /// What is asked for. Offsets and lengths are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    Read { offset: u64 },
-    Write { offset: u64 },
+    Read {
+        offset: u64,
+    },
+    Write {
+        offset: u64,
+    },
     Flush,
     Id,
-    Discard { offset: u64, length: u64 },
-    WriteZeroes { offset: u64, length: u64, unmap: bool },
+    Discard {
+        offset: u64,
+        length: u64,
+    },
+    WriteZeroes {
+        offset: u64,
+        length: u64,
+        unmap: bool,
+    },
     /// It is answered with this at once.
     Nothing(Status),
 }
