@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config_space::{BarKind, Identity};
 
-/// A passed-through device, as far as guests will see.
+/// A device, as far as guests will see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceFacts {
     /// What it is.
@@ -14,7 +14,7 @@ pub struct DeviceFacts {
     pub bars: Vec<BarFacts>,
     /// Whether it has a wired interrupt.
     pub intx: bool,
-    /// The host driver that passes it through, such as `vfio-pci`; `None` for a vfio-user device.
+    /// The host driver that passes it through, such as `vfio-pci`; `None` where there is none.
     pub driver: Option<String>,
     /// Memory that CPUs may cache, if it has some.
     pub coherent: Option<CoherentMemory>,

@@ -1,30 +1,56 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use devices::virtio::Device;
+use devices::virtio::block::{
+    Block, BlockParts, EngineChoice, Image, ImageError, ImageFormat, ImageOptions, Lock,
+};
 use devices::virtio::rng::Rng;
 use thiserror::Error;
 
-use crate::config::{RngConfig, VmConfig};
+use crate::config::{DiskConfig, ImageType, LockGranularity, RngConfig, VmConfig};
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
 #[derive(Debug, Error)]
-#[error("{option}: cannot open it")]
-pub struct BackendError {
-    /// The option at fault.
-    option: String,
-    /// Why not.
-    source: io::Error,
+pub enum BackendError {
+    /// A file cannot be opened.
+    #[error("{option}: cannot open it")]
+    Open {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An image cannot be used.
+    #[error("{option}")]
+    Image {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ImageError,
+    },
 }
 
 /// What virtio devices need of the host.
 pub struct Backends {
     rng: Option<File>,
+    /// By the disks' names.
+    disks: BTreeMap<String, Disk>,
+}
+
+/// A disk, for all boots. Its image stays locked.
+struct Disk {
+    image: Arc<Image>,
+    queues: u16,
+    queue_size: u16,
+    host_cpus: Vec<Vec<u32>>,
 }
 
 impl Backends {
@@ -34,21 +60,105 @@ impl Backends {
     /// Something is not there.
     pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(open_rng).transpose()?;
-        Ok(Self { rng })
+        let before = config.devices.len() + config.user_devices.len();
+        let names = config.device_ids().into_iter().skip(before);
+        let disks = names.zip(&config.disks);
+        let disks = disks.map(|(name, disk)| Ok((name, open_disk(disk)?)));
+        Ok(Self {
+            rng,
+            disks: disks.collect::<Result<_, _>>()?,
+        })
     }
 
-    /// A device for one boot; nothing if the configuration has none of that kind.
+    /// A device of that name for one boot; nothing if the configuration has none of that kind.
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn device(&self, kind: VirtioKind) -> io::Result<Option<Box<dyn Device>>> {
+    pub fn device(&self, kind: VirtioKind, name: &str) -> io::Result<Option<Box<dyn Device>>> {
         match kind {
             VirtioKind::Rng => {
                 let source = self.rng.as_ref().map(File::try_clone).transpose()?;
                 Ok(source.map(|source| Box::new(Rng::new(source)) as Box<dyn Device>))
             }
+            VirtioKind::Block => {
+                let disk = self.disks.get(name);
+                Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
         }
     }
+}
+
+impl Disk {
+    fn device(&self) -> Block {
+        let Self {
+            image,
+            queues,
+            queue_size,
+            host_cpus,
+        } = self;
+        Block::new(BlockParts {
+            image: Arc::clone(image),
+            queues: *queues,
+            queue_size: *queue_size,
+            host_cpus: host_cpus.clone(),
+            engine: EngineChoice::Auto,
+        })
+    }
+}
+
+fn open_disk(config: &DiskConfig) -> Result<Disk, BackendError> {
+    let DiskConfig {
+        path,
+        readonly,
+        direct,
+        num_queues,
+        queue_size,
+        // Validation refuses limits, other formats and backing files.
+        rate_limiter_config: _,
+        rate_limit_group: _,
+        id: _,
+        serial,
+        pci_segment: _,
+        pci_device_id: _,
+        queue_affinity,
+        backing_files: _,
+        sparse,
+        image_type,
+        lock_granularity,
+    } = config;
+    let image = Image::open(&ImageOptions {
+        path,
+        readonly: *readonly,
+        direct: *direct,
+        sparse: *sparse,
+        format: match image_type {
+            ImageType::Raw => ImageFormat::Raw,
+            ImageType::Unknown | ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
+                ImageFormat::Detect
+            }
+        },
+        lock: match lock_granularity {
+            LockGranularity::ByteRange => Lock::ByteRange,
+            LockGranularity::Full => Lock::Full,
+        },
+        serial: serial.as_deref(),
+    });
+    let image = image.map_err(|source| BackendError::Image {
+        option: config.option(),
+        source,
+    })?;
+    let mut host_cpus = vec![Vec::new(); usize::from(*num_queues)];
+    for affinity in queue_affinity {
+        if let Some(cpus) = host_cpus.get_mut(usize::from(affinity.queue_index)) {
+            cpus.clone_from(&affinity.host_cpus);
+        }
+    }
+    Ok(Disk {
+        image: Arc::new(image),
+        queues: *num_queues,
+        queue_size: *queue_size,
+        host_cpus,
+    })
 }
 
 fn open_rng(config: &RngConfig) -> Result<File, BackendError> {
@@ -58,7 +168,7 @@ fn open_rng(config: &RngConfig) -> Result<File, BackendError> {
         pci_segment: _,
         pci_device_id: _,
     } = config;
-    open_source(src).map_err(|source| BackendError {
+    open_source(src).map_err(|source| BackendError::Open {
         option: config.option(),
         source,
     })

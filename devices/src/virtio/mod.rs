@@ -12,6 +12,7 @@
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
 //! host's side where that is more than a file.
 
+pub mod block;
 mod memory;
 mod queue;
 pub mod rng;

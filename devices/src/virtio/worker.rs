@@ -21,6 +21,9 @@ const EVENTS: usize = 32;
 
 /// What a worker does.
 pub trait Handler: Send + 'static {
+    /// Called on the thread, before anything else.
+    fn begin(&mut self) {}
+
     /// What it waits for: descriptors that are open for as long as it is there. The worker waits until
     /// they are readable.
     fn descriptors(&self) -> Vec<(RawFd, Token)>;
@@ -30,6 +33,15 @@ pub trait Handler: Send + 'static {
     /// # Errors
     /// It cannot go on until the device is reset.
     fn ready(&mut self, token: Token) -> Result<(), Fault>;
+
+    /// Completes what is under way, and begins nothing. Called before the thread stands still or ends,
+    /// and after it has failed: from then on nothing touches guest memory.
+    ///
+    /// # Errors
+    /// As for [`Handler::ready`].
+    fn settle(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 /// What is asked of a worker.
@@ -65,12 +77,16 @@ impl Control {
         let _ = self.wake.write(1);
     }
 
+    /// Whether it is asked to do something else than to go on.
+    fn is_wanted(&self) -> bool {
+        self.lock().wish != Wish::Run
+    }
+
     /// Waits while the worker is to be paused.
     ///
     /// # Returns
     /// Whether it is to go on.
     fn look(&self) -> bool {
-        let _ = self.wake.read();
         let mut state = self.lock();
         while state.wish == Wish::Pause {
             state.parked = true;
@@ -195,36 +211,67 @@ fn run<H: Handler>(handler: &mut H, control: &Control, epoll: &Epoll, faults: &d
     let mut events = [EpollEvent::default(); EVENTS];
     // A handler that has failed hears nothing any more, until it is stopped.
     let mut failed = false;
-    while control.look() {
-        let ready = match epoll.wait(-1, &mut events) {
-            Ok(count) => events.get(..count).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                faults.fault(&Fault::Host(error));
+    let mut guarded = |handler: &mut H, step: &mut dyn FnMut(&mut H) -> Result<(), Fault>| {
+        if let Err(fault) = caught(|| step(handler)) {
+            // The first fault says why; those that come of it say nothing.
+            if !failed {
+                faults.fault(&fault);
                 failed = true;
-                &[]
+                let _ = caught(|| handler.settle());
             }
+        }
+        failed
+    };
+    guarded(handler, &mut |handler| {
+        handler.begin();
+        Ok(())
+    });
+    loop {
+        // Asked after this look, it is woken and comes here again before it parks.
+        if control.is_wanted() {
+            guarded(handler, &mut H::settle);
+            if !control.look() {
+                return;
+            }
+        }
+        let waited = match epoll.wait(-1, &mut events) {
+            Ok(count) => Ok(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
         };
-        for event in ready.iter().filter(|event| event.data() != CONTROL) {
-            if failed {
-                break;
+        let mut waited = Some(waited);
+        let mut count = 0;
+        let mut has_failed = guarded(handler, &mut |_| {
+            count = waited.take().unwrap_or(Ok(0))?;
+            Ok(())
+        });
+        let ready = events.get(..count).unwrap_or_default();
+        for event in ready {
+            if event.data() == CONTROL {
+                // What is asked is written down before the event is.
+                let _ = control.wake.read();
+                continue;
+            }
+            if has_failed {
+                continue;
             }
             // Tokens are what `prepare` has put there.
             let token = event.data() as Token;
-            let done = catch_unwind(AssertUnwindSafe(|| handler.ready(token)));
-            let done = done.unwrap_or_else(|_| {
-                let text = "the device's thread panicked";
-                Err(Fault::Host(io::Error::other(text)))
-            });
-            if let Err(fault) = done {
-                faults.fault(&fault);
-                failed = true;
-            }
+            has_failed = guarded(handler, &mut |handler| handler.ready(token));
         }
-        if failed {
+        if has_failed {
             wait_for_the_end(control);
         }
     }
+}
+
+/// Runs what may panic.
+fn caught(step: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
+    let done = catch_unwind(AssertUnwindSafe(step));
+    done.unwrap_or_else(|_| {
+        let text = "the device's thread panicked";
+        Err(Fault::Host(io::Error::other(text)))
+    })
 }
 
 /// Waits until something is asked.

@@ -216,7 +216,10 @@ fn numa_says_what_the_guest_is_told() {
     let memory = &gpu["coherent_memory"];
     let bars = info["device_tree"]["gpu0"]["resources"].as_array().unwrap();
     // It has no wired interrupt.
-    assert!(bars.iter().all(|resource| resource.get("LegacyIrq").is_none()));
+    assert!(
+        bars.iter()
+            .all(|resource| resource.get("LegacyIrq").is_none())
+    );
     let bars = bars.iter().map(|resource| &resource["PciBar"]);
     let bar = bars.clone().find(|bar| bar["index"] == 4).unwrap();
     assert_eq!(

@@ -15,6 +15,7 @@ mod segments;
 mod serial;
 mod two_devices;
 mod virtio;
+mod virtio_disks;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

@@ -29,7 +29,7 @@ fn key(key: &Key) -> String {
         help,
     } = key;
     let default = match default {
-        Fallback::None => String::new(),
+        Fallback::None | Fallback::RequiredInGroup => String::new(),
         Fallback::Required => " [required]".to_owned(),
         Fallback::Value(text) | Fallback::Absent(text) => format!(" [default: {text}]"),
         Fallback::SameAs(other) => format!(" [default: as {other}]"),

@@ -10,6 +10,7 @@ mod console;
 mod cpus;
 mod device;
 mod device_nodes;
+mod disk;
 mod error;
 mod help;
 mod json;
@@ -22,6 +23,7 @@ mod payload;
 mod pci_segment;
 mod places;
 mod platform;
+mod rate_limiter;
 mod rng;
 mod schema;
 mod spelling;
@@ -46,6 +48,7 @@ pub use cpus::{
 };
 pub use device::DeviceConfig;
 pub use device_nodes::{GenericInitiator, GuestNumaIds, MAX_DEVICE_NODES};
+pub use disk::{DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
 pub use error::{ConfigErrors, Problem};
 pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
 pub use memory_zone::{BARE_ZONE, MemoryZoneConfig};
@@ -54,6 +57,7 @@ pub use payload::PayloadConfig;
 pub use pci_segment::PciSegmentConfig;
 pub use places::MAX_PCI_DEVICE_ID;
 pub use platform::{MAX_PCI_SEGMENTS, PlatformConfig};
+pub use rate_limiter::{RateLimitGroupConfig, RateLimiterConfig, TokenBucket};
 pub use rng::RngConfig;
 pub use schema::complete_schema;
 pub use target::Target;
@@ -100,6 +104,12 @@ pub struct VmConfig {
     /// Devices in other processes that the guest is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user_devices: Vec<UserDeviceConfig>,
+    /// Limits that several disks share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limit_groups: Vec<RateLimitGroupConfig>,
+    /// Disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
     /// The source of entropy; without it the guest has none for now, while Cloud Hypervisor gives
     /// every guest one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +220,7 @@ enum Place {
 }
 
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 14] = [
     Section {
         option: "cpus",
         place: Place::Field("cpus"),
@@ -240,6 +250,16 @@ const SECTIONS: [Section; 12] = [
         option: "user-device",
         place: Place::List("user_devices"),
         spelling: &user_device::SPELLING,
+    },
+    Section {
+        option: "disk",
+        place: Place::List("disks"),
+        spelling: &disk::SPELLING,
+    },
+    Section {
+        option: "rate-limit-group",
+        place: Place::List("rate_limit_groups"),
+        spelling: &rate_limiter::SPELLING,
     },
     Section {
         option: "rng",
@@ -281,7 +301,6 @@ const VM: Spelling = Spelling {
     keys: &[],
     not_yet: &[
         NotYet::both("balloon"),
-        NotYet::named("disk", "disks"),
         NotYet::both("fs"),
         NotYet::named("generic-vhost-user", "generic_vhost_user"),
         NotYet::field("iommu").unless_json("false"),
@@ -290,7 +309,6 @@ const VM: Spelling = Spelling {
         NotYet::both("net"),
         NotYet::both("pmem"),
         NotYet::both("pvpanic").unless_json("false"),
-        NotYet::named("rate-limit-group", "rate_limit_groups"),
         NotYet::option("restore"),
         NotYet::both("rtc"),
         NotYet::option("seccomp").unless_text("false"),
@@ -314,7 +332,7 @@ fn spelling_of(type_name: &str) -> Option<&'static Spelling> {
 fn separator_of(type_name: &str) -> Option<char> {
     match type_name {
         "CpuTopology" | "AccessPerformance" => Some(':'),
-        "CpuAffinity" | "NumaDistance" | "NumaInitiator" => Some('@'),
+        "CpuAffinity" | "NumaDistance" | "NumaInitiator" | "VirtQueueAffinity" => Some('@'),
         _ => None,
     }
 }

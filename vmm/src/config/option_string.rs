@@ -13,7 +13,7 @@ use serde::de::{
 };
 
 use super::error::Problem;
-use super::spelling::{Fallback, Key, NotYet, Spelling, Value, suggestion, word};
+use super::spelling::{Fallback, Key, NotYet, Spelling, Value, suggestion, word_of};
 use super::tree::{Error, Node};
 
 /// The most numbers that one range of a list may stand for.
@@ -252,11 +252,15 @@ impl<'a> OptionReader<'a> {
     /// Reports required keys that are missing from `text`.
     fn require(&mut self, text: &str) {
         for key in self.spelling.keys {
-            let given = self
-                .given
-                .iter()
-                .any(|(given, _)| given.option == key.option);
-            if key.default == Fallback::Required && !given {
+            let mut others = self.given.iter().map(|(given, _)| given);
+            let needed = match key.default {
+                Fallback::Required => true,
+                Fallback::RequiredInGroup => {
+                    others.clone().any(|given| given.group() == key.group())
+                }
+                _ => false,
+            };
+            if needed && !others.any(|given| given.option == key.option) {
                 self.invalid(
                     text,
                     format_args!("{}={} is missing", key.option, key.value),
@@ -277,7 +281,13 @@ impl<'a> OptionReader<'a> {
             (None, Fallback::SameAs(other)) => {
                 return self.source(self.spelling.key(other)?);
             }
-            (None, Fallback::None | Fallback::Required | Fallback::Absent(_)) => return None,
+            (
+                None,
+                Fallback::None
+                | Fallback::Required
+                | Fallback::RequiredInGroup
+                | Fallback::Absent(_),
+            ) => return None,
         };
         Some((self.origin(&format!("{}={text}", key.option)), text))
     }
@@ -300,10 +310,26 @@ impl<'a> OptionReader<'a> {
                     text: text.to_string(),
                     size: key.value == Value::Size,
                 };
-                members.push((key.field.to_string(), Node::Text(text)));
+                put(&mut members, key.field, Node::Text(text));
             }
         }
         Node::Map(members)
+    }
+}
+
+/// Puts a value where a path of names, with dots between them, says.
+fn put(members: &mut Vec<(String, Node)>, path: &str, value: Node) {
+    let Some((group, rest)) = path.split_once('.') else {
+        members.push((path.to_owned(), value));
+        return;
+    };
+    match members.iter_mut().find(|(name, _)| name == group) {
+        Some((_, Node::Map(inner))) => put(inner, rest, value),
+        _ => {
+            let mut inner = Vec::new();
+            put(&mut inner, rest, value);
+            members.push((group.to_owned(), Node::Map(inner)));
+        }
     }
 }
 
@@ -473,14 +499,17 @@ impl<'de> Deserializer<'de> for Word<'de, '_> {
 
     fn deserialize_enum<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match variants.iter().find(|variant| word(variant) == self.text) {
-            Some(variant) => visitor.visit_enum(variant.into_deserializer()),
+        let words = variants
+            .iter()
+            .filter_map(|variant| Some((variant, word_of(name, variant)?)));
+        match words.clone().find(|(_, word)| word == self.text) {
+            Some((variant, _)) => visitor.visit_enum(variant.into_deserializer()),
             None => {
-                let words: Vec<String> = variants.iter().map(|variant| word(variant)).collect();
+                let words: Vec<String> = words.map(|(_, word)| word).collect();
                 let suggestion = suggestion(self.text, words.iter().map(String::as_str));
                 Err(Error::custom(suggestion))
             }

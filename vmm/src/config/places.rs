@@ -6,7 +6,7 @@ use std::fmt;
 use super::error::Problem;
 use super::spelling::{Fallback, Key, Value};
 use super::tree::MAX_PROBLEMS;
-use super::{DeviceConfig, RngConfig, UserDeviceConfig, VmConfig};
+use super::{DeviceConfig, DiskConfig, RngConfig, UserDeviceConfig, VmConfig};
 
 // These keys are the same for every kind of device; what an absent id means is not.
 pub(super) const ID: Key = Key::new(
@@ -38,7 +38,7 @@ pub const MAX_PCI_DEVICE_ID: u8 = 31;
 const MAX_ID: usize = 256;
 
 /// What generated names begin with: no other name may. Two underscores are the machine's own.
-const GENERATED: [&str; 2] = ["__", "_vfio"];
+const GENERATED: [&str; 3] = ["__", "_vfio", "_disk"];
 
 /// How a device is called that was given no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,9 @@ enum Generated {
 
 impl VmConfig {
     /// Names of all devices that have a place on PCI: those of `devices`, then those of
-    /// `user_devices`, each in the order of its list, then that of `rng`.
+    /// `user_devices`, then those of `disks`, each in the order of its list, then that of `rng`.
     ///
-    /// A device without an id is `_vfio<n>` or `_vfio_user<n>`, where `n` is its position in its
+    /// A device without an id is `_vfio<n>`, `_vfio_user<n>` or `_disk<n>`, where `n` is its position in its
     /// list, from 0, or the next number that is free; `rng` is `__rng`. Others cannot be called so: an
     /// id may begin as generated names do only if it has the form of a generated name of its own
     /// list, as it does in a configuration that names were filled into.
@@ -81,6 +81,7 @@ impl VmConfig {
         let is_other = |id: &Option<String>| id.as_deref() != Some(name);
         self.devices.retain(|device| is_other(&device.id));
         self.user_devices.retain(|device| is_other(&device.id));
+        self.disks.retain(|disk| is_other(&disk.id));
         self.rng.take_if(|rng| !is_other(&rng.id));
         self.ids_mut().count() < before
     }
@@ -91,6 +92,7 @@ impl VmConfig {
         let user_devices = self.user_devices.iter_mut();
         devices
             .chain(user_devices.map(|device| &mut device.id))
+            .chain(self.disks.iter_mut().map(|disk| &mut disk.id))
             .chain(self.rng.iter_mut().map(|rng| &mut rng.id))
     }
 }
@@ -122,12 +124,15 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
         numa: _,
         devices,
         user_devices,
+        rate_limit_groups: _,
+        disks,
         rng,
         pci_segments: _,
     } = config;
     let devices = devices.iter().map(of_the_host);
     let mut devices: Vec<PciDevice<'_>> = devices
         .chain(user_devices.iter().map(of_a_process))
+        .chain(disks.iter().map(of_disk))
         .chain(rng.iter().map(of_entropy))
         .collect();
     give_names(&mut devices);
@@ -170,6 +175,35 @@ fn of_a_process(device: &UserDeviceConfig) -> PciDevice<'_> {
         id: id.as_deref(),
         name: String::new(),
         generated: Generated::Numbered("_vfio_user"),
+        pci_segment: *pci_segment,
+        pci_device_id: *pci_device_id,
+    }
+}
+
+fn of_disk(disk: &DiskConfig) -> PciDevice<'_> {
+    let DiskConfig {
+        path: _,
+        readonly: _,
+        direct: _,
+        num_queues: _,
+        queue_size: _,
+        rate_limiter_config: _,
+        rate_limit_group: _,
+        id,
+        serial: _,
+        pci_segment,
+        pci_device_id,
+        queue_affinity: _,
+        backing_files: _,
+        sparse: _,
+        image_type: _,
+        lock_granularity: _,
+    } = disk;
+    PciDevice {
+        option: disk.option(),
+        id: id.as_deref(),
+        name: String::new(),
+        generated: Generated::Numbered("_disk"),
         pci_segment: *pci_segment,
         pci_device_id: *pci_device_id,
     }

@@ -12,7 +12,7 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::device_nodes::{GuestNumaIds, MAX_DEVICE_NODES};
-use super::{ConsoleMode, MAX_NODE_ID, spelling_of};
+use super::{ConsoleMode, ImageType, MAX_NODE_ID, spelling_of};
 
 /// Declares texts: types that are only there to have a schema.
 macro_rules! texts {
@@ -52,9 +52,13 @@ texts! {
     SmbiosText = 1 to Some(4000), r"^[^\u0000-\u001f\u007f-\u009f]*$";
     /// A UUID.
     Uuid = 36 to Some(36), "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$";
-    /// The name of a device, without control characters. Names that begin with `_vfio` or
-    /// two underscores are given to devices that come without.
+    /// The name of a device, without control characters. Names that begin with `_vfio`,
+    /// `_disk` or two underscores are given to devices that come without.
     DeviceName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
+    /// The name of a group of limits, without control characters.
+    GroupName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
+    /// A serial number, in printable ASCII.
+    DiskSerial = 1 to Some(20), "^[ -~]*$";
 }
 
 impl PartialSchema for GuestNumaIds {
@@ -111,6 +115,21 @@ fn modes(modes: &[ConsoleMode]) -> RefOr<Schema> {
         .schema_type(Type::String)
         .description(Some("Where it is connected to."));
     mode.enum_values(Some(names)).into()
+}
+
+/// The types of images that are there.
+pub(super) fn image_type() -> RefOr<Schema> {
+    let types = [ImageType::Qcow2, ImageType::Raw, ImageType::Unknown];
+    let image = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "What the image is. `Unknown` is what its first bytes say; sector 0 of an image that is \
+             found to be raw can only be read.",
+        ))
+        .default(Some(json!(ImageType::default())));
+    image
+        .enum_values(Some(types.map(|image| json!(image))))
+        .into()
 }
 
 /// A switch for a virtual IOMMU that is not there yet.

@@ -36,7 +36,8 @@ pub struct Bare {
 pub struct Key {
     /// Name on the command line.
     pub option: &'static str,
-    /// Name in JSON.
+    /// Name in JSON. Where the command line has keys for the members of a group, it is a path:
+    /// `rate_limiter_config.bandwidth.size`.
     pub field: &'static str,
     /// Form of the value.
     pub value: Value,
@@ -66,6 +67,8 @@ pub enum Fallback {
     None,
     /// Nothing does: the key must be given.
     Required,
+    /// Nothing, unless another key of its group is given: then this one must be, too.
+    RequiredInGroup,
     /// The same as this value.
     Value(&'static str),
     /// The same as another key of the option.
@@ -103,6 +106,11 @@ impl Key {
             implies: None,
             help,
         }
+    }
+
+    /// The group of JSON that it is a member of, if it is not one of the option's type itself.
+    pub fn group(&self) -> Option<&'static str> {
+        self.field.rsplit_once('.').map(|(group, _)| group)
     }
 
     /// The same key with a default.
@@ -215,6 +223,22 @@ pub fn word(variant: &str) -> String {
     word
 }
 
+/// Variants that the command line writes otherwise than [`word`] does: the type, the variant, and
+/// the word for it; none where it is what an absent key means.
+const WORDS: [(&str, &str, Option<&str>); 2] = [
+    ("ImageType", "FixedVhd", Some("vhd")),
+    ("ImageType", "Unknown", None),
+];
+
+/// How the command line writes a variant of an enum of that name, where it can.
+pub fn word_of(type_name: &str, variant: &str) -> Option<String> {
+    let mut words = WORDS.iter();
+    match words.find(|(name, own, _)| (*name, *own) == (type_name, variant)) {
+        Some((_, _, own)) => own.map(str::to_owned),
+        None => Some(word(variant)),
+    }
+}
+
 /// Says what an unknown name should have been: the nearest known one, or else all of them.
 pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let nearest = known
@@ -294,5 +318,10 @@ mod tests {
     fn writes_variants_in_lower_case_with_hyphens() {
         assert_eq!(word("Tty"), "tty");
         assert_eq!(word("ByteRange"), "byte-range");
+        let of = |variant| word_of("ImageType", variant);
+        assert_eq!(of("Qcow2").as_deref(), Some("qcow2"));
+        assert_eq!(of("FixedVhd").as_deref(), Some("vhd"));
+        assert_eq!(of("Unknown"), None);
+        assert_eq!(word_of("Other", "Unknown").as_deref(), Some("unknown"));
     }
 }

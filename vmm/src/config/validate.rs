@@ -5,7 +5,9 @@ use std::path::Path;
 use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
-use super::{ConsoleMode, VmConfig, device_nodes, numa, passthrough, pci_segment, places};
+use super::{
+    ConsoleMode, VmConfig, device_nodes, disk, numa, passthrough, pci_segment, places, rate_limiter,
+};
 use crate::plan::HostMemory;
 
 impl VmConfig {
@@ -39,6 +41,8 @@ impl VmConfig {
             numa: _,
             devices: _,
             user_devices: _,
+            rate_limit_groups,
+            disks: _,
             rng,
             pci_segments: _,
         } = self;
@@ -52,6 +56,8 @@ impl VmConfig {
         platform.validate(isa, &mut problems);
         numa::validate(self, isa, &mut problems);
         passthrough::validate(self, &mut problems);
+        rate_limiter::validate(rate_limit_groups, &mut problems);
+        disk::validate(self, &mut problems);
         if let Some(rng) = rng {
             rng.validate(&mut problems);
         }

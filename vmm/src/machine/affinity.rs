@@ -1,11 +1,11 @@
-//! Which host CPUs a vCPU's thread may run on.
+//! Which host CPUs threads of vCPUs and of queues may run on.
 #![expect(unsafe_code, reason = "the C library sets CPU affinity")]
 
 use std::io;
 
 use thiserror::Error;
 
-use crate::config::CpusConfig;
+use crate::config::{CpusConfig, DiskConfig};
 
 /// Host CPUs that a C library's CPU set can name.
 const SET_SIZE: u32 = libc::CPU_SETSIZE as u32;
@@ -14,7 +14,7 @@ const SET_SIZE: u32 = libc::CPU_SETSIZE as u32;
 #[derive(Debug, Error)]
 pub enum AffinityError {
     /// The host does not say which CPUs this process may use.
-    #[error("--cpus affinity: the host does not say which CPUs may be used")]
+    #[error("the host does not say which CPUs may be used")]
     Allowed(#[source] io::Error),
     /// A CPU that the host does not have or does not let this process use.
     #[error(
@@ -24,6 +24,21 @@ pub enum AffinityError {
     NotAllowed {
         /// The vCPU.
         vcpu: u32,
+        /// The host CPU asked for.
+        host_cpu: u32,
+        /// Host CPUs that could be.
+        allowed: String,
+    },
+    /// The same, of a queue of a disk.
+    #[error(
+        "{option},queue_affinity=[{queue}@[{host_cpu}]]: this process may not run on host CPU \
+         {host_cpu}; it may run on {allowed}"
+    )]
+    QueueNotAllowed {
+        /// The disk's option.
+        option: String,
+        /// The queue.
+        queue: u16,
         /// The host CPU asked for.
         host_cpu: u32,
         /// Host CPUs that could be.
@@ -45,6 +60,28 @@ pub fn check(config: &CpusConfig) -> Result<(), AffinityError> {
                 host_cpu: *host_cpu,
                 allowed: format!("{allowed:?}"),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that every host CPU which queues of disks are to be served on can be used.
+pub fn check_queues(disks: &[DiskConfig]) -> Result<(), AffinityError> {
+    if disks.iter().all(|disk| disk.queue_affinity.is_empty()) {
+        return Ok(());
+    }
+    let allowed = allowed().map_err(AffinityError::Allowed)?;
+    for disk in disks {
+        for affinity in &disk.queue_affinity {
+            let outside = affinity.host_cpus.iter().find(|cpu| !allowed.contains(cpu));
+            if let Some(host_cpu) = outside {
+                return Err(AffinityError::QueueNotAllowed {
+                    option: disk.option(),
+                    queue: affinity.queue_index,
+                    host_cpu: *host_cpu,
+                    allowed: format!("{allowed:?}"),
+                });
+            }
         }
     }
     Ok(())

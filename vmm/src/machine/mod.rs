@@ -184,6 +184,7 @@ impl Machine {
             consoles,
         } = *lent;
         affinity::check(&config.cpus)?;
+        affinity::check_queues(&config.disks)?;
         let ram = GuestRam::map(&plan.memory, &config.memory)?;
         // Tables are small and scattered, kernels are large: huge pages are for these.
         write_tables(&ram, plan)?;

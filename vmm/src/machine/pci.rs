@@ -379,7 +379,7 @@ impl Builder<'_> {
             source: _,
             nodes: _,
         } = plan;
-        let device = self.backends.device(kind);
+        let device = self.backends.device(kind, id);
         let device = device.map_err(|source| DeviceError::NoRoom {
             id: id.clone(),
             source,

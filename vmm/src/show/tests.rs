@@ -229,6 +229,21 @@ const MACHINES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "disks_and_a_gpu_on_its_own_segment",
+        &[
+            "--plan-facts coherent",
+            "--cpus boot=4",
+            "--memory size=64G",
+            "--platform num_pci_segments=2",
+            "--numa guest_numa_id=0,cpus=[0-3],memory_zones=[mem0]",
+            "empty 1-8",
+            "--disk path=/i,num_queues=4 path=/j,readonly=on,id=data,pci_device_id=1",
+            "--rng src=/dev/urandom",
+            GPU,
+            ",pci_segment=1,pci_device_id=0,guest_numa_ids=[1-8]",
+        ],
+    ),
+    (
         "devices_of_many_kinds",
         &[
             "--plan-facts mixed",

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::config::{
-    ConsoleConfig, CpuTopology, CpusConfig, DebugConsoleConfig, MemoryConfig, MemoryZoneConfig,
-    NumaConfig, PciSegmentConfig, PlatformConfig, RngConfig, SerialConfig, from_json,
+    ConsoleConfig, CpuTopology, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
+    MemoryZoneConfig, NumaConfig, PciSegmentConfig, PlatformConfig, RateLimiterConfig, RngConfig,
+    SerialConfig, TokenBucket, from_json,
 };
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
@@ -194,6 +195,9 @@ fn defaults_are_those_of_the_types() {
     defaults_are_true::<DeviceConfig>(&json!({ "path": "/a" }));
     defaults_are_true::<UserDeviceConfig>(&json!({ "socket": "/a" }));
     defaults_are_true::<RngConfig>(&json!({ "src": "/a" }));
+    defaults_are_true::<DiskConfig>(&json!({ "path": "/a" }));
+    defaults_are_true::<RateLimiterConfig>(&json!({}));
+    defaults_are_true::<TokenBucket>(&json!({ "size": 1, "refill_time": 1 }));
     defaults_are_true::<VmRemoveDevice>(&json!({ "id": "a" }));
 }
 
@@ -222,6 +226,10 @@ fn roomy() -> Value {
         ],
         "devices": [{
             "path": "/d", "pci_segment": 1, "pci_device_id": 1, "x_exclude_mmap_bars": [0],
+        }],
+        "disks": [{
+            "path": "/i", "queue_size": 4, "pci_segment": 1, "pci_device_id": 3,
+            "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
         }],
         "rng": { "src": "/r", "pci_segment": 1, "pci_device_id": 2 },
     })
@@ -270,6 +278,14 @@ fn bounds_are_those_of_validation() {
         ),
         ("/devices/0/pci_segment", "DeviceConfig", "pci_segment"),
         ("/devices/0/pci_device_id", "DeviceConfig", "pci_device_id"),
+        ("/disks/0/queue_size", "DiskConfig", "queue_size"),
+        ("/disks/0/pci_segment", "DiskConfig", "pci_segment"),
+        ("/disks/0/pci_device_id", "DiskConfig", "pci_device_id"),
+        (
+            "/disks/0/queue_affinity/0/host_cpus/0",
+            "VirtQueueAffinity",
+            "host_cpus",
+        ),
         ("/rng/pci_segment", "RngConfig", "pci_segment"),
         ("/rng/pci_device_id", "RngConfig", "pci_device_id"),
         (

@@ -54,7 +54,7 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 14] = [
+const KEYS: [(&str, &[&str]); 16] = [
     ("--api-socket", &["path", "fd"]),
     ("--event-monitor", &["path", "fd"]),
     (
@@ -156,6 +156,47 @@ const KEYS: [(&str, &[&str]); 14] = [
     (
         "--user-device",
         &["socket", "id", "pci_segment", "pci_device_id"],
+    ),
+    (
+        "--disk",
+        &[
+            "path",
+            "readonly",
+            "direct",
+            "iommu",
+            "num_queues",
+            "queue_size",
+            "vhost_user",
+            "socket",
+            "bw_size",
+            "bw_one_time_burst",
+            "bw_refill_time",
+            "ops_size",
+            "ops_one_time_burst",
+            "ops_refill_time",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+            "rate_limit_group",
+            "queue_affinity",
+            "serial",
+            "backing_files",
+            "sparse",
+            "image_type",
+            "lock_granularity",
+        ],
+    ),
+    (
+        "--rate-limit-group",
+        &[
+            "bw_size",
+            "bw_one_time_burst",
+            "bw_refill_time",
+            "ops_size",
+            "ops_one_time_burst",
+            "ops_refill_time",
+            "id",
+        ],
     ),
     (
         "--rng",
@@ -367,9 +408,9 @@ fn all_wrong_options_are_reported_at_once() {
         "/kernel",
         "--firmware",
         "/firmware",
-        "--disk",
-        "path=/a",
-        "path=/b",
+        "--net",
+        "tap=a",
+        "tap=b",
         "--cpus",
         "boot=x,max=y,kvm_hyperv=on",
         "--memory",
@@ -380,7 +421,7 @@ fn all_wrong_options_are_reported_at_once() {
     assert_eq!(
         error(&args),
         "not supported yet: --firmware\n\
-         not supported yet: --disk\n\
+         not supported yet: --net\n\
          not supported yet: --cpus kvm_hyperv\n\
          --memory sise=1G: unknown key \"sise\"; did you mean \"size\"?\n\
          not supported yet: --console tty\n\
@@ -404,6 +445,7 @@ fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
         ],
         &["--device", "path=/d,iommu=off"],
         &["--rng", "src=/dev/urandom,iommu=off"],
+        &["--disk", "path=/d,iommu=off,vhost_user=off"],
         &["--seccomp", "false"],
     ] {
         assert!(run(args).is_ok(), "{args:?}");

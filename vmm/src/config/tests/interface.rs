@@ -46,7 +46,8 @@ fn fields<T: DeserializeOwned>() -> BTreeSet<&'static str> {
 fn spells<T: DeserializeOwned>(name: &str, rest: &[&'static str], ours: &[&'static str]) {
     let spelling = spelling_of(name).expect("a table");
     let bare = spelling.bare.iter().map(|bare| bare.field);
-    let keys = spelling.keys.iter().map(|key| key.field);
+    let member = |key: &spelling::Key| key.field.split('.').next().unwrap_or_default();
+    let keys = spelling.keys.iter().map(member);
     let spelt: BTreeSet<&str> = match name {
         "VmConfig" => SECTIONS
             .iter()
@@ -241,6 +242,32 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         &["socket", "id", "pci_segment", "pci_device_id"],
         &ours,
     );
+    spells::<DiskConfig>(
+        "DiskConfig",
+        &[
+            "path",
+            "readonly",
+            "direct",
+            "iommu",
+            "num_queues",
+            "queue_size",
+            "vhost_user",
+            "vhost_socket",
+            "rate_limiter_config",
+            "pci_segment",
+            "pci_device_id",
+            "id",
+            "serial",
+            "rate_limit_group",
+            "queue_affinity",
+            "backing_files",
+            "sparse",
+            "image_type",
+            "lock_granularity",
+        ],
+        &[],
+    );
+    spells::<RateLimitGroupConfig>("RateLimitGroupConfig", &["id", "rate_limiter_config"], &[]);
     spells::<RngConfig>(
         "RngConfig",
         &["id", "pci_segment", "pci_device_id", "iommu", "src"],
@@ -269,7 +296,38 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         ])
     );
     assert_eq!(
+        fields::<VirtQueueAffinity>(),
+        BTreeSet::from(["queue_index", "host_cpus"])
+    );
+    assert_eq!(
         fields::<CpuAffinity>(),
         BTreeSet::from(["vcpu", "host_cpus"])
     );
+}
+
+/// Keys for the members of groups lead to members that there are, and to all of them.
+#[test]
+fn groups_are_spelt_whole() {
+    let limits = "rate_limiter_config";
+    assert_eq!(
+        fields::<RateLimiterConfig>(),
+        BTreeSet::from(["bandwidth", "ops"])
+    );
+    let members = ["size", "one_time_burst", "refill_time"];
+    assert_eq!(fields::<TokenBucket>(), BTreeSet::from(members));
+    let expected: BTreeSet<String> = ["bandwidth", "ops"]
+        .iter()
+        .flat_map(|bucket| members.map(|member| format!("{limits}.{bucket}.{member}")))
+        .collect();
+    let mut with_groups = 0;
+    for section in &SECTIONS {
+        let keys = section.spelling.keys.iter();
+        let paths = keys.filter(|key| key.group().is_some());
+        let spelt: BTreeSet<String> = paths.map(|key| key.field.to_owned()).collect();
+        if !spelt.is_empty() {
+            assert_eq!(spelt, expected, "--{}", section.option);
+            with_groups += 1;
+        }
+    }
+    assert_eq!(with_groups, 2);
 }

@@ -1,13 +1,15 @@
 //! Whatever a configuration holds, it comes through both front ends unchanged.
 
 mod devices;
+mod disks;
 
 use arch::Isa;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use devices::{any_device, any_id, any_rng, any_segment, any_user_device};
+use devices::{any_device, any_id, any_rng, any_segment, any_user_device, push_place};
+use disks::{any_disk, any_group};
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
     prop::option::of(any::<String>().prop_map(Into::into))
@@ -146,10 +148,12 @@ prop_compose! {
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
-        (devices, user_devices, rng) in (
+        (devices, user_devices, rng, disks, rate_limit_groups) in (
             prop::collection::vec(any_device(), 0..3),
             prop::collection::vec(any_user_device(), 0..3),
             prop::option::of(any_rng()),
+            prop::collection::vec(any_disk(), 0..3),
+            prop::collection::vec(any_group(), 0..3),
         ),
         pci_segments in prop::collection::vec(any_segment(), 0..3),
     ) -> VmConfig {
@@ -157,6 +161,8 @@ prop_compose! {
             devices,
             user_devices,
             rng,
+            disks,
+            rate_limit_groups,
             pci_segments,
             cpus,
             memory: MemoryConfig { zones, ..memory },
@@ -244,6 +250,14 @@ fn unknown_members_are_refused_wherever_they_are() {
         "devices": [{ "path": "/d" }],
         "user_devices": [{ "socket": "/s" }],
         "rng": { "src": "/r" },
+        "disks": [{
+            "path": "/i",
+            "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
+            "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
+        }],
+        "rate_limit_groups": [{ "id": "g", "rate_limiter_config": {
+            "bandwidth": { "size": 1, "refill_time": 1 },
+        } }],
         "pci_segments": [{ "pci_segment": 0 }],
     });
     let read = |body: &Value| VmConfig::from_json(body.to_string().as_bytes());
@@ -260,7 +274,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 19);
+    assert_eq!(objects, 26);
 }
 
 proptest! {

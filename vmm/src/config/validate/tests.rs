@@ -1,4 +1,6 @@
 mod devices;
+mod disks;
+mod places;
 
 use super::*;
 use crate::config::cli::{self, Command};

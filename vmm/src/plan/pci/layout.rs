@@ -11,7 +11,9 @@ use super::windows::{self, Demand, TooSmall};
 use super::{
     DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
 };
-use crate::config::{DeviceConfig, GenericInitiator, RngConfig, UserDeviceConfig, VmConfig};
+use crate::config::{
+    DeviceConfig, DiskConfig, GenericInitiator, RngConfig, UserDeviceConfig, VmConfig,
+};
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
 
@@ -195,6 +197,7 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         .map(Place::of_the_host)
         .chain(config.user_devices.iter().map(Place::of_a_process))
         // Devices that are passed through have the lowest slots, whatever else the machine has.
+        .chain(config.disks.iter().map(Place::of_disk))
         .chain(config.rng.iter().map(Place::of_entropy));
     config
         .device_ids()
@@ -285,6 +288,29 @@ impl Place {
             // A server's memory is that of a process, which every host maps as it is.
             allow_noncacheable: true,
         }
+    }
+
+    fn of_disk(config: &DiskConfig) -> Self {
+        let DiskConfig {
+            path: _,
+            readonly: _,
+            direct: _,
+            num_queues: _,
+            queue_size: _,
+            rate_limiter_config: _,
+            rate_limit_group: _,
+            id: _,
+            serial: _,
+            pci_segment,
+            pci_device_id,
+            queue_affinity: _,
+            backing_files: _,
+            sparse: _,
+            image_type: _,
+            lock_granularity: _,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Block, config.option(), place)
     }
 
     fn of_entropy(config: &RngConfig) -> Self {

@@ -19,6 +19,8 @@ const SUBSYSTEM: u16 = 0x1100;
 /// What a virtio device does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VirtioKind {
+    /// A disk.
+    Block,
     /// A source of entropy.
     Rng,
 }
@@ -52,6 +54,7 @@ impl VirtioKind {
     /// Its type (section 5).
     fn device_type(self) -> u16 {
         match self {
+            Self::Block => 2,
             Self::Rng => 4,
         }
     }
@@ -59,6 +62,8 @@ impl VirtioKind {
     /// Base class, sub-class and programming interface (PCI Code and ID Assignment 1.11, section 1).
     fn class(self) -> u32 {
         match self {
+            // A SCSI controller: what comes nearest.
+            Self::Block => 0x01_00_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
         }
@@ -68,6 +73,7 @@ impl VirtioKind {
 impl fmt::Display for VirtioKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Block => "virtio-blk",
             Self::Rng => "virtio-rng",
         })
     }

@@ -6,7 +6,8 @@ use super::*;
 
 /// Any name, often one that devices may have without being given it.
 pub fn any_id() -> impl Strategy<Value = Option<String>> {
-    let named = ["_vfio0", "_vfio1", "_vfio_user0", "__rng", "a"].map(|id| Some(id.to_owned()));
+    let named =
+        ["_vfio0", "_vfio1", "_vfio_user0", "_disk0", "__rng", "a"].map(|id| Some(id.to_owned()));
     prop_oneof![
         Just(None),
         any::<String>().prop_map(Some),
@@ -83,7 +84,12 @@ prop_compose! {
 }
 
 /// Appends the keys that devices of every kind have.
-fn push_place(text: &mut String, id: &Option<String>, pci_segment: u16, pci_device_id: Option<u8>) {
+pub fn push_place(
+    text: &mut String,
+    id: &Option<String>,
+    pci_segment: u16,
+    pci_device_id: Option<u8>,
+) {
     text.push_str(&format!(",pci_segment={pci_segment}"));
     if let Some(id) = id {
         text.push_str(&format!(",id={}", quoted(id)));

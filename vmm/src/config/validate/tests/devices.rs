@@ -1,4 +1,4 @@
-//! Devices, their names and places, and the nodes of passed-through ones.
+//! Passed-through devices, their names and places, and their nodes.
 
 use super::*;
 use crate::config::GuestNumaIds;
@@ -230,109 +230,6 @@ fn every_device_has_a_name() {
     ] {
         assert_eq!(configured(options).device_ids(), names, "{options:?}");
     }
-}
-
-#[test]
-fn a_source_of_entropy_is_checked() {
-    for options in [
-        &["--rng", "src=/dev/hwrng,id=__rng,iommu=off"][..],
-        &["--rng", "id=entropy,pci_device_id=31"],
-        &[
-            "--platform",
-            "num_pci_segments=2",
-            "--rng",
-            "pci_segment=1,pci_device_id=0",
-        ],
-    ] {
-        assert_eq!(problems(Isa::Aarch64, options), [""; 0], "{options:?}");
-    }
-    let at = "--rng src=/dev/urandom";
-    for (value, message) in [
-        ("src=\"\"", "--rng src=: the path is empty".to_owned()),
-        (
-            "id=__console",
-            format!(
-                "{at},id=__console: names that begin with __ are generated; only __rng is allowed here"
-            ),
-        ),
-        (
-            "id=_vfio0",
-            format!(
-                "{at},id=_vfio0: names that begin with _vfio are generated; only __rng is allowed here"
-            ),
-        ),
-        (
-            "pci_segment=1",
-            format!("{at},pci_segment=1: must be less than --platform num_pci_segments=1"),
-        ),
-        (
-            "pci_device_id=0",
-            format!(
-                "{at},pci_segment=0,pci_device_id=0: must be 1 to 31; device 0 of segment 0 is the \
-                 host bridge"
-            ),
-        ),
-    ] {
-        refuses("--rng", value, &message);
-    }
-}
-
-/// Devices of all kinds share names, places and the room of a segment.
-#[test]
-fn devices_of_other_kinds_are_in_the_way_too() {
-    assert_eq!(
-        problems(
-            Isa::X86_64,
-            &[
-                "--rng",
-                "id=a,pci_device_id=5",
-                "--device",
-                "path=/d,id=a,pci_device_id=5",
-            ]
-        ),
-        [
-            "--rng src=/dev/urandom,id=a: another device has this id",
-            "--rng src=/dev/urandom,pci_segment=0,pci_device_id=5: device a is there already",
-        ]
-    );
-    let paths: Vec<String> = (0..31).map(|i| format!("path=/d{i}")).collect();
-    let mut options = vec!["--rng", "src=/r", "--device"];
-    options.extend(paths.iter().map(String::as_str));
-    assert_eq!(
-        problems(Isa::X86_64, &options),
-        [
-            "--rng src=/r,pci_segment=0: a segment has room for 31 devices; use another, see \
-             --platform num_pci_segments"
-        ]
-    );
-    options.pop();
-    assert_eq!(problems(Isa::X86_64, &options), [""; 0]);
-}
-
-#[test]
-fn devices_of_every_kind_can_be_taken_out() {
-    let mut config = configured(&["--rng", "src=/r", "--device", "path=/d", "path=/e"]);
-    assert!(!config.remove_device("_rng"));
-    assert!(config.remove_device("__rng"));
-    assert_eq!(config.rng, None);
-    assert!(config.remove_device("_vfio0"));
-    assert_eq!(config.device_ids(), ["_vfio1"]);
-    assert!(!config.remove_device("__rng"));
-}
-
-/// Such a device owns no nodes.
-#[test]
-fn nodes_are_of_passed_through_devices_alone() {
-    let nodes = [
-        "--numa",
-        "guest_numa_id=0,cpus=[0]",
-        "guest_numa_id=1,device_id=__rng",
-    ];
-    let refused = problems(Isa::X86_64, &[&nodes[..], &["--rng", "src=/r"]].concat());
-    assert!(
-        matches!(&refused[..], [problem] if problem.contains("device_id=__rng")),
-        "{refused:?}"
-    );
 }
 
 #[test]

@@ -54,6 +54,29 @@ fn a_virtio_device_is_what_its_specification_says() {
 }
 
 #[test]
+fn disks_come_before_what_there_is_one_of() {
+    let line = "--rng src=/r --disk path=/i path=/j,id=j,pci_segment=1 path=/k \
+                --platform num_pci_segments=2 --device path=/a";
+    for isa in ISAS {
+        let plan = plan(isa, line, &device(&[]));
+        let expected = [
+            ("_vfio0", "0000:00:01.0"),
+            ("_disk0", "0000:00:02.0"),
+            ("_disk2", "0000:00:03.0"),
+            ("__rng", "0000:00:04.0"),
+            ("j", "0001:00:01.0"),
+        ];
+        assert_eq!(slots(&plan), expected.map(|(id, bdf)| (id, bdf.to_owned())));
+        let disk = function(&plan, "j");
+        let kind = VirtioKind::Block;
+        assert_eq!(disk.source, FunctionSource::Virtio { kind });
+        assert_eq!(disk.facts, kind.facts());
+        let identity = disk.facts.identity;
+        assert_eq!((identity.device, identity.class), (0x1042, 0x01_00_00));
+    }
+}
+
+#[test]
 fn passed_through_devices_have_their_slots_first() {
     let devices = "--platform num_pci_segments=2 --memory shared=on --device path=/a,id=a path=/b,id=b \
                    --user-device socket=/c,id=c";

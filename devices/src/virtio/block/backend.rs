@@ -1,0 +1,401 @@
+//! A disk's image: a file or a block device of the host.
+#![expect(unsafe_code, reason = "asks the host about files and locks them")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
+
+/// Bytes of a sector, in which everything is counted (section 5.2.4).
+pub const SECTOR: u64 = 512;
+/// Bytes of a serial number (section 5.2.6).
+pub const SERIAL: usize = 20;
+/// The largest blocks that a disk's own can be: larger ones are not told of to a guest.
+const MAX_BLOCK: u64 = 64 << 10;
+/// What direct I/O needs at most, where the host does not say it: blocks are not larger.
+const CAREFUL_ALIGNMENT: u64 = 4096;
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// What its first bytes say. A guest writes those of a raw image: of one that is found to be raw, it
+    /// cannot write sector 0, so that it cannot make it anything else.
+    Detect,
+}
+
+/// What of an image is locked against other programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// The bytes that it has.
+    ByteRange,
+    /// All bytes that it could have.
+    Full,
+}
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageOptions<'a> {
+    /// Where it is.
+    pub path: &'a Path,
+    /// The guest only reads it.
+    pub readonly: bool,
+    /// It is kept out of the host's page cache.
+    pub direct: bool,
+    /// What the guest discards is given back to the host.
+    pub sparse: bool,
+    /// What it is.
+    pub format: ImageFormat,
+    /// What of it is locked.
+    pub lock: Lock,
+    /// Its serial number: at most 20 bytes; without it one is made of the file's numbers.
+    pub serial: Option<&'a str>,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// It is not there, or may not be opened.
+    #[error("cannot open it")]
+    Open(#[source] io::Error),
+    /// It may be read alone.
+    #[error("it cannot be written; use readonly=on if the guest is to read it only")]
+    NotWritable(#[source] io::Error),
+    /// It is neither a file nor a block device.
+    #[error("it is neither a file nor a block device")]
+    Kind,
+    /// The host does not say how large it is.
+    #[error("cannot tell its size")]
+    Size(#[source] io::Error),
+    /// The page cache cannot be avoided.
+    #[error("direct=on: its file system cannot do without the page cache")]
+    Direct(#[source] io::Error),
+    /// Somebody else has it.
+    #[error(
+        "another program has it locked (or another disk here has the same image): a writable image is \
+         for one disk alone, one with readonly=on for readers"
+    )]
+    Locked,
+    /// It cannot be locked.
+    #[error("cannot lock it")]
+    Lock(#[source] io::Error),
+    /// Its first bytes cannot be read.
+    #[error("cannot read its first and last bytes, which say what it is")]
+    Header(#[source] io::Error),
+    /// It is no raw image.
+    #[error(
+        "{0} images are not supported yet; image_type=raw gives the guest the bytes of the file"
+    )]
+    Format(&'static str),
+}
+
+/// An image that is open and locked. The lock goes with the last descriptor of it.
+pub struct Image {
+    file: File,
+    pub(super) capacity: u64,
+    pub(super) readonly: bool,
+    pub(super) blocks: Blocks,
+    /// Holes can be punched, and are to be.
+    pub(super) discards: bool,
+    /// Sector 0 is as it is.
+    pub(super) guarded: bool,
+    pub(super) serial: [u8; SERIAL],
+    /// The operator was told that something failed.
+    complained: AtomicBool,
+    path: String,
+}
+
+/// What is read and written at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Bytes of the smallest access: a power of two.
+    pub logical: u64,
+    /// Bytes of an access that is not slow: a power of two, at least `logical`.
+    pub physical: u64,
+    /// What buffers must be aligned to; 1 without direct I/O.
+    pub memory: u64,
+    /// What offsets and lengths must be aligned to; 1 without direct I/O.
+    pub offset: u64,
+}
+
+impl Image {
+    /// Opens and locks an image.
+    ///
+    /// # Errors
+    /// It cannot be used as asked.
+    pub fn open(options: &ImageOptions<'_>) -> Result<Self, ImageError> {
+        let ImageOptions {
+            path,
+            readonly,
+            direct,
+            sparse,
+            format,
+            lock,
+            serial,
+        } = *options;
+        // Opening what is no file may wait, or do something.
+        let metadata = std::fs::metadata(path).map_err(ImageError::Open)?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(ImageError::Kind);
+        }
+        let opened = OpenOptions::new().read(true).write(!readonly).open(path);
+        let file = opened.map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM | libc::EROFS)
+                if !readonly && File::open(path).is_ok() =>
+            {
+                ImageError::NotWritable(error)
+            }
+            _ => ImageError::Open(error),
+        })?;
+        let metadata = file.metadata().map_err(ImageError::Size)?;
+        let is_device = metadata.file_type().is_block_device();
+        let size = match is_device {
+            true => device_size(&file).map_err(ImageError::Size)?,
+            false => metadata.len(),
+        };
+        take_lock(&file, readonly, lock, size)?;
+        let guarded = match format {
+            ImageFormat::Raw => false,
+            ImageFormat::Detect => {
+                detect(&file, size)?;
+                true
+            }
+        };
+        if direct {
+            avoid_cache(&file).map_err(ImageError::Direct)?;
+        }
+        let blocks = Blocks::of(&file, is_device, direct, metadata.blksize());
+        let rest = size % blocks.logical;
+        if rest != 0 {
+            log::warn!(
+                "image {}: its size of {size} bytes is no multiple of {}; the guest does not see the \
+                 last {rest} bytes",
+                path.display(),
+                blocks.logical
+            );
+        }
+        let discards = !readonly && sparse && (is_device || can_punch(&file, size));
+        let own = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
+        Ok(Self {
+            file,
+            capacity: size - rest,
+            readonly,
+            blocks,
+            discards,
+            guarded: guarded && !readonly,
+            serial: padded(serial.unwrap_or(&own)),
+            complained: AtomicBool::new(false),
+            path: path.display().to_string(),
+        })
+    }
+
+    /// The descriptor, which is open for as long as the image is there.
+    pub(super) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Tells the operator of what failed; at most once with emphasis, since a guest can go on asking.
+    pub(super) fn complain(&self, what: &str, error: &io::Error) {
+        let level = match self.complained.swap(true, Ordering::Relaxed) {
+            false => log::Level::Warn,
+            true => log::Level::Debug,
+        };
+        log::log!(level, "image {}: {what} fails: {error}", self.path);
+    }
+
+    /// The same, of a write to sector 0.
+    pub(super) fn complain_of_guard(&self) {
+        if !self.complained.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "image {}: the guest may not write sector 0, since image_type does not say that the \
+                 image is raw; say image_type=raw if it is",
+                self.path
+            );
+        }
+    }
+
+    /// Another one, for tests: of a file that cannot be opened as images are.
+    #[cfg(test)]
+    pub(super) fn of_file(file: File, capacity: u64) -> Self {
+        Self {
+            file,
+            capacity,
+            readonly: false,
+            blocks: Blocks {
+                logical: SECTOR,
+                physical: SECTOR,
+                memory: 1,
+                offset: 1,
+            },
+            discards: true,
+            guarded: false,
+            serial: padded("test"),
+            complained: AtomicBool::new(false),
+            path: "of a test".to_owned(),
+        }
+    }
+
+    /// For tests: the same image, whose direct I/O is said to need this.
+    #[cfg(test)]
+    pub(super) fn with_alignment(mut self, memory: u64, offset: u64) -> Self {
+        self.blocks.memory = memory;
+        self.blocks.offset = offset;
+        self
+    }
+}
+
+impl Blocks {
+    fn of(file: &File, is_device: bool, direct: bool, preferred: u64) -> Self {
+        let known = |size: u64| size.is_power_of_two() && (SECTOR..=MAX_BLOCK).contains(&size);
+        let own = |request| is_device.then(|| device_block(file, request)).flatten();
+        let mut logical = own(libc::BLKSSZGET).filter(|size| known(*size));
+        let (mut memory, mut offset) = (1, 1);
+        if direct {
+            let (for_memory, for_offset) = alignment(file).unwrap_or_else(|| {
+                let careful = logical.unwrap_or(CAREFUL_ALIGNMENT);
+                (CAREFUL_ALIGNMENT, careful)
+            });
+            memory = for_memory;
+            offset = for_offset;
+            logical = Some(logical.unwrap_or(SECTOR).max(offset));
+        }
+        let logical = logical.unwrap_or(SECTOR);
+        let physical = match is_device {
+            true => own(libc::BLKPBSZGET),
+            false => Some(preferred),
+        };
+        let physical = physical.filter(|size| known(*size));
+        Self {
+            logical,
+            physical: physical.unwrap_or(logical).max(logical),
+            memory,
+            offset,
+        }
+    }
+}
+
+fn padded(serial: &str) -> [u8; SERIAL] {
+    let mut bytes = [0; SERIAL];
+    for (to, from) in bytes.iter_mut().zip(serial.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// Bytes of a block device.
+fn device_size(file: &File) -> io::Result<u64> {
+    use std::io::{Seek as _, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+/// A size that a block device says of itself.
+fn device_block(file: &File, request: libc::Ioctl) -> Option<u64> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: both requests write an integer.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut size) };
+    (done == 0).then(|| u64::try_from(size).ok()).flatten()
+}
+
+/// What direct I/O needs of buffers, and of offsets and lengths (statx(2)), where the host says it.
+fn alignment(file: &File) -> Option<(u64, u64)> {
+    // SAFETY: it is made of numbers alone, for which zero is a value.
+    let mut found: libc::statx = unsafe { zeroed() };
+    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
+    let fd = file.as_raw_fd();
+    // SAFETY: the path ends with its NUL, and the result is as large as the kernel expects.
+    let done = unsafe { libc::statx(fd, c"".as_ptr(), flags, mask, &raw mut found) };
+    let (memory, offset) = (found.stx_dio_mem_align, found.stx_dio_offset_align);
+    let said = done == 0
+        && found.stx_mask & libc::STATX_DIOALIGN != 0
+        && memory.is_power_of_two()
+        && offset.is_power_of_two()
+        && u64::from(memory.max(offset)) <= MAX_BLOCK;
+    said.then(|| (memory.into(), offset.into()))
+}
+
+fn avoid_cache(file: &File) -> io::Result<()> {
+    // SAFETY: takes numbers alone.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = flags | libc::O_DIRECT;
+    // SAFETY: takes numbers alone.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Locks belong to the description that `open` has made (fcntl_locking(2), "Open file description
+/// locks"): they stay until its last descriptor is closed.
+fn take_lock(file: &File, readonly: bool, lock: Lock, size: u64) -> Result<(), ImageError> {
+    // SAFETY: it is made of numbers alone, for which zero is a value.
+    let mut wanted: libc::flock = unsafe { zeroed() };
+    let kind = if readonly {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    wanted.l_type = kind as libc::c_short;
+    wanted.l_whence = libc::SEEK_SET as libc::c_short;
+    // No length is all that there could be.
+    wanted.l_len = match lock {
+        Lock::ByteRange => i64::try_from(size).unwrap_or(0),
+        Lock::Full => 0,
+    };
+    // SAFETY: the kernel reads a lock.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const wanted) };
+    if done == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => ImageError::Locked,
+        _ => ImageError::Lock(error),
+    })
+}
+
+/// Whether holes can be punched: behind the end, where there is nothing.
+fn can_punch(file: &File, size: u64) -> bool {
+    let Ok(size) = i64::try_from(size) else {
+        return false;
+    };
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers alone.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, size, 4096) == 0 }
+}
+
+/// Looks whether an image is of a format that is known and not raw.
+fn detect(file: &File, size: u64) -> Result<(), ImageError> {
+    let read = |offset: u64| {
+        let mut bytes = [0; 8];
+        match offset.checked_add(8).is_some_and(|end| end <= size) {
+            true => file.read_exact_at(&mut bytes, offset).map(|()| bytes),
+            false => Ok(bytes),
+        }
+    };
+    let first = read(0).map_err(ImageError::Header)?;
+    // A VHD image of fixed size has its header at the end.
+    let last = match size.checked_sub(SECTOR) {
+        Some(offset) => read(offset).map_err(ImageError::Header)?,
+        None => [0; 8],
+    };
+    if first.starts_with(b"QFI\xfb") {
+        Err(ImageError::Format("qcow2"))
+    } else if &first == b"vhdxfile" {
+        Err(ImageError::Format("VHDX"))
+    } else if &first == b"conectix" || &last == b"conectix" {
+        Err(ImageError::Format("VHD"))
+    } else {
+        Ok(())
+    }
+}
