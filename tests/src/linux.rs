@@ -136,13 +136,13 @@ impl Linux {
     ///
     /// # Errors
     /// If it does not end, if the guest's script failed, or the report is incomplete.
-    pub fn report(&mut self) -> Result<Report> {
+    pub fn report(&self) -> Result<Report> {
         self.wait_for_lines("@@ exit", 1)?;
-        let problem = self.describe("the script failed");
-        let console = self.console.as_mut().context("it was not booted")?;
-        console.output.finish();
-        let report = Report::parse(&console.output.text())?;
-        ensure!(report.exit == Some(0), "{problem}");
+        let deadline = Instant::now() + self.patience;
+        let has_ended = self.listen()?.output.has_ended_by(deadline);
+        ensure!(has_ended, self.describe("the console does not end"));
+        let report = Report::parse(&self.printed()?)?;
+        ensure!(report.exit == Some(0), self.describe("the script failed"));
         Ok(report)
     }
 

@@ -97,6 +97,17 @@ impl Output {
         }
     }
 
+    /// Waits until the stream ends, and says whether it did before `deadline`.
+    pub(crate) fn has_ended_by(&self, deadline: Instant) -> bool {
+        let state = self.shared.lock();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(state, left, |state| !state.ended);
+        waited.unwrap_or_else(PoisonError::into_inner).0.ended
+    }
+
     /// Waits until the stream ends.
     pub(crate) fn finish(&mut self) {
         if let Some(reader) = self.reader.take() {
@@ -117,12 +128,14 @@ mod tests {
         let mut output = Output::collect(reader, &log).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         writer.write_all(b"one\r\ntwo three\r\n").unwrap();
+        assert!(!output.has_ended_by(Instant::now()));
         assert_eq!(
             output.wait_for("three", 1, deadline).as_deref(),
             Some("two three")
         );
         drop(writer);
         assert_eq!(output.wait_for("four", 1, deadline), None);
+        assert!(output.has_ended_by(deadline));
         output.finish();
         assert_eq!(output.text(), "one\ntwo three\n");
         assert_eq!(std::fs::read(log).unwrap(), b"one\r\ntwo three\r\n");

@@ -1,5 +1,7 @@
 //! A VMM that outlives its guests: they reboot, power off, are stopped, and others come.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tests::{CMDLINE, Initramfs, Linux, threads, usage};
@@ -19,6 +21,10 @@ const OBEY: &str = "echo ready
 fn a_vmm_that_stays_boots_its_guest_again_and_takes_another() -> Result<()> {
     let mut linux = Linux::start(&["--no-shutdown"])?;
     let pid = linux.server.pid();
+    // It listens before it has opened all that it needs, and answers afterwards. Connections are closed
+    // a moment later than answers come.
+    linux.server.get("vmm.ping").expect(200);
+    std::thread::sleep(Duration::from_secs(1));
     let before = usage(pid)?;
     let mut machine = linux.machine(&Initramfs::new(OBEY), CMDLINE)?;
     linux.server.put("vm.create", &machine).expect(204);
@@ -59,7 +65,6 @@ fn a_vmm_that_stays_boots_its_guest_again_and_takes_another() -> Result<()> {
     linux.server.act("vm.delete").expect(204);
     let another = ["deleted", "booting", "booted", "shutdown", "deleted"];
     linux.expect_events(&[&so_far[..], &another].concat())?;
-    // Connections are closed a moment later than answers come.
     linux.server.wait_until("descriptors closed", |_| {
         usage(pid).is_ok_and(|usage| usage.descriptors <= before.descriptors)
     });
