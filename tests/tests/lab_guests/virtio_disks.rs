@@ -184,6 +184,9 @@ fn a_disk_without_the_page_cache_keeps_what_is_written() -> Result<()> {
     let sum = text("random")?;
     ensure!(sum.len() > 64, "{sum}");
     assert_eq!(text("direct")?, sum);
+    // Its queue works where it was told to.
+    let stderr = &shared()?.stderr;
+    ensure!(!stderr.contains("not bound"), "{stderr}");
     Ok(())
 }
 
