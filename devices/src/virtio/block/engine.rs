@@ -46,7 +46,7 @@ pub enum Operation {
 
 /// Asks the host.
 pub enum Engine {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Calls { file: RawFd },
 }
 
@@ -58,7 +58,7 @@ impl Engine {
     /// that is needed.
     pub fn new(file: RawFd, entries: u16) -> Self {
         match Ring::new(file, entries) {
-            Ok(ring) => Self::Ring(ring),
+            Ok(ring) => Self::Ring(Box::new(ring)),
             Err(error) => {
                 log::info!("disks do without io_uring: {error}");
                 Self::Calls { file }
