@@ -45,8 +45,8 @@ fn bodies_that_are_wrong_are_400_with_every_problem() {
             &["cpus.max_vcpus", "is missing"],
         ),
         (
-            r#"{"payload": {"kernel": "/k"}, "disks": [{"path": "/d"}]}"#,
-            &["not supported yet: disks"],
+            r#"{"payload": {"kernel": "/k"}, "net": [{"tap": "t"}]}"#,
+            &["not supported yet: net"],
         ),
         (r#"{"payload": {}}"#, &["--kernel", "nothing to boot"]),
     ] {

@@ -75,7 +75,7 @@ pub const SPELLING: Spelling = Spelling {
             "rate_limit_group",
             "rate_limit_group",
             Value::Typed("<name>"),
-            "limits of a --rate-limit-group, instead of its own",
+            "limits of a --rate-limit-group, instead of its own; not supported yet",
         )
         .or(Fallback::Absent("none")),
         places::ID.or(Fallback::Absent("_disk0, _disk1 and so on")),
@@ -92,7 +92,7 @@ pub const SPELLING: Spelling = Spelling {
             "image_type",
             "image_type",
             Value::Typed("raw|qcow2"),
-            "what the image is; where its first bytes have to tell, sector 0 of a raw one can only be \
+            "what the image is, where qcow2 is not supported yet; where its first bytes have to tell, sector 0 of a raw one can only be \
              read, so that a guest cannot make it a qcow2 image that names files of the host",
         )
         .or(Fallback::Absent("what its first bytes say")),
@@ -100,7 +100,7 @@ pub const SPELLING: Spelling = Spelling {
             "backing_files",
             "backing_files",
             Value::Switch,
-            "open the files that a qcow2 image is based on",
+            "open the files that a qcow2 image is based on; not supported yet",
         )
         .or(Fallback::Value("off")),
         Key::new(

@@ -15,7 +15,7 @@ pub(super) const BW_SIZE: Key = Key::new(
     "bw_size",
     "rate_limiter_config.bandwidth.size",
     Value::Size,
-    "bytes that may be moved in bw_refill_time; 0 is any number",
+    "bytes that may be moved in bw_refill_time, any number for 0; others are not supported yet",
 )
 .or(Fallback::RequiredInGroup);
 pub(super) const BW_ONE_TIME_BURST: Key = Key::new(
@@ -36,7 +36,7 @@ pub(super) const OPS_SIZE: Key = Key::new(
     "ops_size",
     "rate_limiter_config.ops.size",
     Value::Typed("<count>"),
-    "requests that are carried out in ops_refill_time; 0 is any number",
+    "requests that are carried out in ops_refill_time, any number for 0; others are not supported yet",
 )
 .or(Fallback::RequiredInGroup);
 pub(super) const OPS_ONE_TIME_BURST: Key = Key::new(
@@ -57,7 +57,7 @@ pub(super) const OPS_REFILL_TIME: Key = Key::new(
 /// How `--rate-limit-group` is spelled.
 pub const SPELLING: Spelling = Spelling {
     type_name: "RateLimitGroupConfig",
-    about: "Limits that several disks share; may be given several times",
+    about: "Limits that several disks share; not supported yet",
     bare: None,
     keys: &[
         Key::new(

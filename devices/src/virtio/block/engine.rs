@@ -46,7 +46,7 @@ pub enum Operation {
 
 /// Asks the host.
 pub enum Engine {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Calls { file: RawFd },
 }
 
@@ -58,7 +58,7 @@ impl Engine {
     /// that is needed.
     pub fn new(file: RawFd, entries: u16) -> Self {
         match Ring::new(file, entries) {
-            Ok(ring) => Self::Ring(ring),
+            Ok(ring) => Self::Ring(Box::new(ring)),
             Err(error) => {
                 log::info!("disks do without io_uring: {error}");
                 Self::Calls { file }
@@ -141,7 +141,7 @@ impl Engine {
     ///
     /// # Errors
     /// The host says no.
-    pub fn bind(&self, host_cpus: &[u32]) -> io::Result<()> {
+    pub fn bind(&mut self, host_cpus: &[u32]) -> io::Result<()> {
         // SAFETY: a CPU set is an array of integers, for which zero is a value: the empty set.
         let mut set: libc::cpu_set_t = unsafe { zeroed() };
         for cpu in host_cpus.iter().map(|cpu| *cpu as usize) {
@@ -156,7 +156,7 @@ impl Engine {
         }
         match self {
             // The kernel's own workers for a thread do not run where the thread does of themselves.
-            Self::Ring(ring) => ring.ring.submitter().register_iowq_aff(&set),
+            Self::Ring(ring) => ring.bind_workers(&set),
             Self::Calls { .. } => Ok(()),
         }
     }
@@ -214,6 +214,19 @@ impl Ring {
                 Ok(_) => return Ok(()),
             }
         }
+    }
+
+    /// Binds the kernel's workers for this thread, which has begun nothing yet.
+    fn bind_workers(&mut self, set: &libc::cpu_set_t) -> io::Result<()> {
+        // A thread that has asked for nothing has none (io_uring_register(2)).
+        let nothing = opcode::Nop::new().build();
+        // SAFETY: it names nothing.
+        let pushed = unsafe { self.ring.submission().push(&nothing) };
+        pushed.map_err(io::Error::other)?;
+        self.submit(1)?;
+        let _ = self.ring.completion().next();
+        let _ = self.event.read();
+        self.ring.submitter().register_iowq_aff(set)
     }
 
     fn next_completion(&mut self) -> Option<Completion> {

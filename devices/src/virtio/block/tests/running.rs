@@ -231,3 +231,12 @@ fn writes_are_synchronous_without_flushes() {
         assert_eq!(bytes[2048..4096], [0; 2048]);
     }
 }
+
+/// More entries than any ring has are refused, as all of io_uring is where it is turned off.
+#[test]
+fn disks_do_without_io_uring_where_it_is_refused() {
+    use crate::virtio::block::engine::Engine;
+    let engine = Engine::new(-1, u16::MAX);
+    assert!(matches!(engine, Engine::Calls { file: -1 }));
+    assert!(engine.event().is_none() && !engine.is_busy());
+}
