@@ -101,6 +101,10 @@ def bootable(config):
         config["cpus"] = cpus
     if isinstance(config.get("platform"), dict):
         config["platform"] = dict(config["platform"], serial_number=None, uuid=None, acpi=True)
+    # What disks and sources of randomness would be opened is nowhere.
+    config["disks"] = None
+    if isinstance(config.get("rng"), dict):
+        config["rng"] = dict(config["rng"], src="/dev/urandom")
     if isinstance(config.get("serial"), dict):
         mode = config["serial"]["mode"]
         config["serial"] = {"mode": mode}
