@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::api::ApiServer;
 use tests::{CoherentDevice, probe};
 
-use crate::{server, simulated};
+use crate::{server, simulated, wait_for};
 
 /// An example: what is asked for, and what is said to come of it.
 #[derive(Debug)]
@@ -54,14 +54,17 @@ fn examples(document: &str) -> Vec<Example> {
 }
 
 /// What stands for something else in the document.
-fn body(body: &str, device: &CoherentDevice) -> String {
+fn body(body: &str, server: &ApiServer, device: &CoherentDevice) -> String {
+    let serial = json!({"mode": "File", "file": server.folder().join("console")});
     body.replace("/boot/vmlinux", &probe::build().display().to_string())
+        .replace(r#"{"mode": "Pty"}"#, &serial.to_string())
         .replace("console=ttyS0", "nmis listen")
         .replace("/run/gpu.sock", &device.socket().display().to_string())
 }
 
-fn run(server: &ApiServer, example: &Example, device: &CoherentDevice) {
-    let body = example.body.as_deref().map(|text| body(text, device));
+fn run(server: &mut ApiServer, example: &Example, device: &CoherentDevice) {
+    let body = example.body.as_deref();
+    let body = body.map(|text| self::body(text, server, device));
     let mut connection = server.connect();
     let answer = connection.request(&example.method, &example.route, body.as_deref());
     let answer = answer.expect(example.status);
@@ -84,6 +87,12 @@ fn run(server: &ApiServer, example: &Example, device: &CoherentDevice) {
         }
         _ => assert_eq!(answer.text(), example.answer, "{example:?}"),
     }
+    // An NMI that comes before the guest is ready for it is a triple fault, as on any machine.
+    match example.route.as_str() {
+        "vm.boot" => wait_for(server, "listen: ready", 1),
+        "vm.reboot" => wait_for(server, "listen: ready", 2),
+        _ => {}
+    }
 }
 
 #[test]
@@ -100,10 +109,10 @@ fn the_examples_of_the_document_do_what_it_says() {
     let mut server = server(&[]);
     for example in &examples {
         if server.status().is_none() {
-            run(&server, example, &device);
+            run(&mut server, example, &device);
         } else {
             // After the end of the VMM; another one would say so.
-            run(&crate::server(&[]), example, &device);
+            run(&mut crate::server(&[]), example, &device);
         }
         if example.route == "vmm.shutdown" {
             assert_eq!(server.wait().code(), Some(0));
