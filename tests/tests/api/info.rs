@@ -48,7 +48,10 @@ fn the_serial_port_is_where_the_tree_says() {
     assert_eq!(info["device_tree"]["__serial"], expected);
     let devices = info["device_tree"].as_object().unwrap();
     let names: Vec<&String> = devices.keys().collect();
-    assert_eq!(names, ["__acpi_sleep", "__ged", "__rtc", "__serial"]);
+    assert_eq!(
+        names,
+        ["__acpi_sleep", "__ged", "__rng", "__rtc", "__serial"]
+    );
     // No nodes were asked for, so the guest is told of none.
     assert_eq!(info.get("numa"), None);
 }
