@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use memory::{GuestMemory, Memory};
 pub use queue::{Chain, QueueInterrupt, VirtQueue};
-pub use transport::{BAR_SIZE, VirtioError, VirtioFunction, VirtioParts, vectors};
+pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 
 /// Feature bits that every device offers (section 6).
@@ -103,6 +103,8 @@ pub struct Start {
     pub queues: Vec<VirtQueue>,
     /// Where to say that the device cannot go on.
     pub faults: Arc<dyn FaultSink>,
+    /// How to change its own registers, for as long as it runs.
+    pub config_changes: ConfigChanges,
 }
 
 /// A device that could not be started.
