@@ -13,6 +13,7 @@
 //! host's side where that is more than a file.
 
 pub mod block;
+pub mod console;
 mod memory;
 mod queue;
 pub mod rng;
