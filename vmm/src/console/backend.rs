@@ -33,15 +33,6 @@ pub struct Backend {
     screen: Option<Screen>,
 }
 
-/// Whether standard input is read that is no terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StandardInput {
-    /// It is input, whatever it is.
-    Anything,
-    /// It may be meant for somebody else.
-    OnlyTerminal,
-}
-
 /// What a console is on the host, beyond the descriptor that input is read from.
 enum Host {
     /// Output only, written directly.
@@ -131,11 +122,12 @@ impl Backend {
     }
 
     /// Opens a console for a device that uses [`Port::offer`], and watches the size of the terminal if
-    /// it is one.
+    /// it is one. Standard input is read only where it is a terminal: this console is there without being
+    /// asked for, and a pipe may be meant for somebody else.
     ///
     /// # Errors
     /// As for [`Backend::open`].
-    pub fn open_for_queue(mode: &Mode, input: StandardInput) -> Result<Self, ConsoleError> {
+    pub fn open_for_queue(mode: &Mode) -> Result<Self, ConsoleError> {
         match mode {
             Mode::File(path) => {
                 let (file, new) = file::open(path)?;
@@ -144,7 +136,7 @@ impl Backend {
             Mode::Tty => {
                 let screen = Screen::of_process()?;
                 let output = Output::paced(terminal::duplicate(io::stdout())?, false)?;
-                if input == StandardInput::OnlyTerminal && !io::stdin().is_terminal() {
+                if !io::stdin().is_terminal() {
                     return Self::new(Host::Output, output, None, screen);
                 }
                 let stdin = Stdin::open()?;

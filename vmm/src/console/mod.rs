@@ -45,7 +45,7 @@ use devices::virtio::console::Size;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-pub use self::backend::{Backend, StandardInput};
+pub use self::backend::Backend;
 use self::output::Output;
 
 /// Most bytes of output kept for a reader that is slow or not there yet.

@@ -46,7 +46,7 @@ impl Screen {
             return Ok(None);
         };
         let signal = watch_signal().map_err(ConsoleError::Event)?;
-        Self::new(Arc::new(terminal), Changes::Signal(signal)).map(Some)
+        Ok(Some(Self::new(Arc::new(terminal), Changes::Signal(signal))))
     }
 
     /// A pseudo-terminal, by its master.
@@ -57,16 +57,16 @@ impl Screen {
             Ok(timer)
         };
         let timer = timer().map_err(ConsoleError::Event)?;
-        Self::new(master, Changes::Timer(timer))
+        Ok(Self::new(master, Changes::Timer(timer)))
     }
 
-    fn new(terminal: Arc<File>, changes: Changes) -> Result<Self, ConsoleError> {
-        let size = size(&terminal).map_err(ConsoleError::Terminal)?;
-        Ok(Self {
+    fn new(terminal: Arc<File>, changes: Changes) -> Self {
+        Self {
+            // One that has just gone has none.
+            size: size(&terminal).unwrap_or_default(),
             terminal,
             changes,
-            size,
-        })
+        }
     }
 
     /// The size as it was seen last.

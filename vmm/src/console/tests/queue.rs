@@ -50,7 +50,7 @@ pub(super) fn resize(path: &Path, columns: u16, rows: u16) {
 }
 
 fn for_queue(mode: &Mode) -> Backend {
-    Backend::open_for_queue(mode, StandardInput::Anything).unwrap()
+    Backend::open_for_queue(mode).unwrap()
 }
 
 fn fifo(folder: &TempDir) -> PathBuf {

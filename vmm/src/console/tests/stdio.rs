@@ -120,7 +120,7 @@ fn shell() {
 
 /// Waits until the terminal has got another size, and tells of it.
 fn screen() {
-    let backend = Backend::open_for_queue(&Mode::Tty, StandardInput::OnlyTerminal).unwrap();
+    let backend = Backend::open_for_queue(&Mode::Tty).unwrap();
     let sizes = Sizes::attach(&backend.port());
     let mut manager = EventManager::<Backend>::new().unwrap();
     manager.add_subscriber(backend);
