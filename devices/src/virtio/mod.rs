@@ -16,6 +16,7 @@
 
 pub mod block;
 mod buffers;
+pub mod console;
 mod memory;
 mod queue;
 pub mod rate_limiter;

@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod console;
 mod cpus;
 mod device_loss;
 mod device_memory;

@@ -83,10 +83,10 @@ pub struct VmConfig {
     #[serde(default)]
     #[schema(default = SerialConfig::default)]
     pub serial: SerialConfig,
-    /// The virtio console.
-    #[serde(default)]
-    #[schema(default = ConsoleConfig::default)]
-    pub console: ConsoleConfig,
+    /// The virtio console; without it the guest has one that is connected to the terminal, but none if
+    /// the serial port has the terminal or the guest has no PCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleConfig>,
     /// The debug console.
     #[serde(default)]
     #[schema(default = DebugConsoleConfig::default)]
@@ -130,10 +130,19 @@ impl VmConfig {
     }
 
     /// The same with the devices that every guest is given unless others were asked for, if it can
-    /// have any: a guest without PCI is given none.
+    /// have any: a guest without PCI is given none. A serial port that has the terminal keeps it.
     fn completed(mut self) -> Self {
         if self.platform.acpi {
             self.rng.get_or_insert_default();
+        }
+        if self.console.is_none() {
+            let can_be = self.platform.acpi
+                && self.serial.mode != ConsoleMode::Tty
+                && places::has_room(&self);
+            self.console = Some(ConsoleConfig::of(match can_be {
+                true => ConsoleMode::Tty,
+                false => ConsoleMode::Off,
+            }));
         }
         self
     }

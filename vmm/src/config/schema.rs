@@ -94,11 +94,6 @@ impl PartialSchema for GuestNumaIds {
 
 impl ToSchema for GuestNumaIds {}
 
-/// The modes of a console that is not there yet.
-pub(super) fn no_console() -> RefOr<Schema> {
-    modes(&[ConsoleMode::Off])
-}
-
 /// The modes of the debug console.
 pub(super) fn debug_console() -> RefOr<Schema> {
     modes(&[

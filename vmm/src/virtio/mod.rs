@@ -1,20 +1,24 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
+mod console;
 mod disk;
 mod rng;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use devices::virtio::Device;
 use devices::virtio::block::ImageError;
+use devices::virtio::console::{Console, Line};
 use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
+use crate::console::Port;
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
@@ -28,6 +32,9 @@ pub enum BackendError {
         /// Why not.
         source: io::Error,
     },
+    /// The console has no room for events.
+    #[error("--console: cannot make events")]
+    Console(#[source] io::Error),
     /// An image cannot be used.
     #[error("{option}")]
     Image {
@@ -43,20 +50,26 @@ pub struct Backends {
     rng: Option<File>,
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
+    console: Option<Arc<Line>>,
 }
 
 impl Backends {
-    /// Opens what the devices of a configuration need. All of them must have names.
+    /// Opens what the devices of a configuration need. All of them must have names. `console` is what
+    /// the host has of the console, if there is one.
     ///
     /// # Errors
     /// Something is not there.
-    pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
+    pub fn open(config: &VmConfig, console: Option<&Port>) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
         let disks = config.disks.iter();
         let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
+            console: console
+                .map(console::connect)
+                .transpose()
+                .map_err(BackendError::Console)?,
         })
     }
 
@@ -73,6 +86,10 @@ impl Backends {
             VirtioKind::Block => {
                 let disk = self.disks.get(name);
                 Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
+            VirtioKind::Console => {
+                let line = self.console.as_ref().map(Arc::clone);
+                Ok(line.map(|line| Box::new(Console::new(line)) as Box<dyn Device>))
             }
         }
     }

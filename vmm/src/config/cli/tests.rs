@@ -90,7 +90,14 @@ const KEYS: [(&str, &[&str]); 16] = [
     ("--serial", &["file", "socket"]),
     (
         "--console",
-        &["file", "iommu", "id", "pci_segment", "pci_device_id"],
+        &[
+            "file",
+            "socket",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+        ],
     ),
     ("--debug-console", &["file", "iobase"]),
     (
@@ -289,7 +296,7 @@ fn every_key_in_the_help_shows_a_default_or_has_none() {
         ("--cpus", "core_scheduling=vm|vcpu|off: "),
         ("--memory", "[default: 512M]"),
         ("--serial", "off|null|tty|pty [default: null]"),
-        ("--console", "[default: off]"),
+        ("--console", "off|null|tty|pty [default: tty]"),
         ("--debug-console", "[default: 0xe9]"),
         ("--device", "[default: _vfio0, _vfio1 and so on]"),
         ("--device", "guest_numa_ids=[<nodes>]|auto[:<count>]: "),
@@ -367,7 +374,7 @@ fn a_machine_is_put_together_from_its_options() {
     assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (2, 2));
     assert_eq!(config.memory.size, 1 << 30);
     assert_eq!(config.serial.mode, ConsoleMode::Tty);
-    assert_eq!(config.console.mode, ConsoleMode::Off);
+    assert_eq!(config.console.unwrap().mode, ConsoleMode::Off);
     let expected = RunOptions {
         log: LogOptions {
             verbosity: 2,
@@ -416,7 +423,7 @@ fn all_wrong_options_are_reported_at_once() {
         "--memory",
         "sise=1G",
         "--console",
-        "tty",
+        "tty,iommu=on",
     ];
     assert_eq!(
         error(&args),
@@ -424,7 +431,7 @@ fn all_wrong_options_are_reported_at_once() {
          not supported yet: --net\n\
          not supported yet: --cpus kvm_hyperv\n\
          --memory sise=1G: unknown key \"sise\"; did you mean \"size\"?\n\
-         not supported yet: --console tty\n\
+         not supported yet: --console iommu\n\
          --cpus boot=x: \"x\" is not a number\n\
          --cpus max=y: \"y\" is not a number"
     );

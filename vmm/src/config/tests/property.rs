@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use devices::{any_device, any_id, any_rng, any_segment, any_user_device, push_place};
+use devices::{any_device, any_id, any_place, any_rng, any_segment, any_user_device, push_place};
 use disks::{any_disk, any_group};
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
@@ -143,7 +143,8 @@ prop_compose! {
         [kernel, initramfs, serial_file, serial_socket, debug_file] in
             [any_path(), any_path(), any_path(), any_path(), any_path()],
         cmdline in any::<Option<String>>(),
-        [serial, console, debug_console] in [any_mode(), any_mode(), any_mode()],
+        [serial, debug_console] in [any_mode(), any_mode()],
+        console in prop::option::of((any_mode(), (any_path(), any_path()), any_place())),
         iobase in any::<u16>(),
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
@@ -169,7 +170,10 @@ prop_compose! {
             numa,
             payload: PayloadConfig { kernel, cmdline, initramfs },
             serial: SerialConfig { mode: serial, file: serial_file, socket: serial_socket },
-            console: ConsoleConfig { mode: console },
+            console: console.map(|(mode, (file, socket), place)| {
+                let (id, pci_segment, pci_device_id) = place;
+                ConsoleConfig { mode, file, socket, id, pci_segment, pci_device_id }
+            }),
             debug_console: DebugConsoleConfig { mode: debug_console, file: debug_file, iobase },
             platform,
         }

@@ -6,13 +6,26 @@ use super::*;
 
 /// Any name, often one that devices may have without being given it.
 pub fn any_id() -> impl Strategy<Value = Option<String>> {
-    let named =
-        ["_vfio0", "_vfio1", "_vfio_user0", "_disk0", "__rng", "a"].map(|id| Some(id.to_owned()));
+    let named = [
+        "_vfio0",
+        "_vfio1",
+        "_vfio_user0",
+        "_disk0",
+        "__rng",
+        "__console",
+        "a",
+    ]
+    .map(|id| Some(id.to_owned()));
     prop_oneof![
         Just(None),
         any::<String>().prop_map(Some),
         prop::sample::select(named.to_vec()),
     ]
+}
+
+/// Any name, segment and device number.
+pub fn any_place() -> impl Strategy<Value = (Option<String>, u16, Option<u8>)> {
+    (any_id(), any::<u16>(), any::<Option<u8>>())
 }
 
 /// Any nodes, often few and small enough to be those of `--numa`.

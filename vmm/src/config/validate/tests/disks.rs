@@ -280,10 +280,11 @@ fn disks_have_names_and_can_be_taken_out() {
         "path=/d",
     ];
     let mut config = configured(&options);
-    let names = ["_vfio0", "_disk1", "_disk0", "data", "__rng"];
+    let names = ["_vfio0", "_disk1", "_disk0", "data", "__rng", "__console"];
     assert_eq!(config.device_ids(), names);
     assert_eq!(config.validate(Isa::X86_64), Ok(()));
     assert!(config.remove_device("_disk0"));
-    assert_eq!(config.device_ids(), ["_vfio0", "_disk1", "data", "__rng"]);
+    let names = ["_vfio0", "_disk1", "data", "__rng", "__console"];
+    assert_eq!(config.device_ids(), names);
     assert!(!config.remove_device("_disk0"));
 }

@@ -47,6 +47,46 @@ fn a_source_of_entropy_is_checked() {
     }
 }
 
+#[test]
+fn a_console_is_checked() {
+    for options in [
+        &["--console", "null,id=__console,iommu=off"][..],
+        &["--console", "file=/f,id=a,pci_device_id=31"],
+        &["--console", "socket=/s"],
+        &[
+            "--platform",
+            "num_pci_segments=2",
+            "--console",
+            "pty,pci_segment=1,pci_device_id=0",
+        ],
+    ] {
+        assert_eq!(problems(Isa::Aarch64, options), [""; 0], "{options:?}");
+    }
+    for (value, message) in [
+        (
+            "pty,id=__rng",
+            "--console pty,id=__rng: names that begin with __ are generated; only __console is allowed \
+             here",
+        ),
+        (
+            "file=/f,pci_segment=1",
+            "--console file=/f,pci_segment=1: must be less than --platform num_pci_segments=1",
+        ),
+        (
+            "off,id=a",
+            "--console off: has neither name nor place; drop id=, pci_segment= and pci_device_id=",
+        ),
+        ("file=\"\"", "--console file=: the path is empty"),
+    ] {
+        refuses("--console", value, message);
+    }
+    let options = ["--platform", "acpi=off", "--console", "null"];
+    assert_eq!(
+        problems(Isa::Aarch64, &options),
+        ["--console null: a guest with --platform acpi=off has no PCI yet; drop one of the two"]
+    );
+}
+
 /// Devices of all kinds share names, places and the room of a segment.
 #[test]
 fn devices_of_other_kinds_are_in_the_way_too() {
@@ -86,8 +126,11 @@ fn devices_of_every_kind_can_be_taken_out() {
     assert!(config.remove_device("__rng"));
     assert_eq!(config.rng, None);
     assert!(config.remove_device("_vfio0"));
-    assert_eq!(config.device_ids(), ["_vfio1"]);
+    assert_eq!(config.device_ids(), ["_vfio1", "__console"]);
     assert!(!config.remove_device("__rng"));
+    assert!(config.remove_device("__console"));
+    assert_eq!(config.console, None);
+    assert_eq!(config.device_ids(), ["_vfio1"]);
 }
 
 /// Such a device owns no nodes.
