@@ -7,6 +7,7 @@
 //! | `transport` | what all have in common: registers, features, queues, interrupts, as a PCI function |
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
+//! | `rate_limiter` | how much devices may move |
 //! | `memory` | guest memory as devices reach it: RAM, and memory of passed-through devices |
 //!
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
@@ -15,6 +16,7 @@
 pub mod block;
 mod memory;
 mod queue;
+pub mod rate_limiter;
 pub mod rng;
 mod transport;
 mod worker;
