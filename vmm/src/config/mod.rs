@@ -176,6 +176,10 @@ impl FromOption for UserDeviceConfig {
     const SPELLING: &'static Spelling = &user_device::SPELLING;
 }
 
+impl FromOption for DiskConfig {
+    const SPELLING: &'static Spelling = &disk::SPELLING;
+}
+
 /// Reads a number as the command line writes it; `option` is what it was given for.
 ///
 /// # Errors

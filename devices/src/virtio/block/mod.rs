@@ -6,6 +6,7 @@
 //! | `device` | what the device offers |
 //! | `request` | what a driver asks for |
 //! | `worker` | a queue, whose requests are carried out |
+//! | `counters` | what it counts |
 //! | `buffers` | parts of guest memory, as the host is given them |
 //! | `engine` | how the host is asked: io_uring, or one call after the other |
 //!
@@ -14,6 +15,7 @@
 
 mod backend;
 mod buffers;
+mod counters;
 mod device;
 mod engine;
 mod request;
