@@ -1,6 +1,7 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
 mod disk;
+mod limits;
 mod rng;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::limits::Groups;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
 use crate::plan::VirtioKind;
@@ -52,8 +54,9 @@ impl Backends {
     /// Something is not there.
     pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
+        let groups = Groups::new(&config.rate_limit_groups);
         let disks = config.disks.iter();
-        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk, &groups)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
