@@ -8,12 +8,14 @@
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
 //! | `rate_limiter` | how much devices may move |
+//! | `complaints` | lines of the log, of which a guest cannot make a flood |
 //! | `memory` | guest memory as devices reach it: RAM, and memory of passed-through devices |
 //!
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
 //! host's side where that is more than a file.
 
 pub mod block;
+mod complaints;
 mod memory;
 mod queue;
 pub mod rate_limiter;

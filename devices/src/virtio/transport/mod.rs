@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::capabilities::Window;
 use self::registers::{Common, Effect};
+use super::complaints::Complaints;
 use super::queue::{NO_VECTOR, Signal};
 use super::{
     Device, DeviceConfig, Fault, FaultSink, GuestMemory, NotStarted, QueueInterrupt, Running,
@@ -219,6 +220,8 @@ struct Shared {
     status: AtomicU8,
     isr: Arc<AtomicU8>,
     config_vector: Arc<AtomicU16>,
+    /// A driver can reset a device and break the rules again as often as it likes.
+    complaints: Complaints,
 }
 
 /// The registers, and the device behind them.
@@ -260,6 +263,7 @@ impl Transport {
                 status: AtomicU8::new(0),
                 isr: Arc::default(),
                 config_vector: Arc::new(AtomicU16::new(NO_VECTOR)),
+                complaints: Complaints::default(),
             }),
             config: device.config(),
             memory,
@@ -479,7 +483,9 @@ impl FaultSink for Faults {
                 .map(|source| format!(": {source}"))
                 .unwrap_or_default();
             let id = &self.shared.id;
-            log::warn!("device {id} stands still until its driver resets it: {fault}{why}");
+            self.shared.complaints.warn(format_args!(
+                "device {id} stands still until its driver resets it: {fault}{why}"
+            ));
         }
         self.interrupt.send();
     }
