@@ -11,6 +11,7 @@ mod lifecycle;
 mod matrix;
 mod memory;
 mod numa;
+mod rate_limits;
 mod report;
 mod segments;
 mod serial;

@@ -75,7 +75,7 @@ pub const SPELLING: Spelling = Spelling {
             "rate_limit_group",
             "rate_limit_group",
             Value::Typed("<name>"),
-            "limits of a --rate-limit-group, instead of its own; not supported yet",
+            "limits of a --rate-limit-group, instead of its own",
         )
         .or(Fallback::Absent("none")),
         places::ID.or(Fallback::Absent("_disk0, _disk1 and so on")),
@@ -335,17 +335,6 @@ impl DiskConfig {
         }
         if *backing_files {
             not_yet("backing_files=on");
-        }
-        if let Some(RateLimiterConfig { bandwidth, ops }) = rate_limiter_config {
-            if bandwidth.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("bw_size");
-            }
-            if ops.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("ops_size");
-            }
-        }
-        if rate_limit_group.is_some() {
-            not_yet("rate_limit_group");
         }
         self.validate_affinity(problems);
     }

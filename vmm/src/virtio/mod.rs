@@ -2,6 +2,7 @@
 
 mod console;
 mod disk;
+mod limits;
 mod rng;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::limits::Groups;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
 use crate::console::Port;
@@ -61,8 +63,9 @@ impl Backends {
     /// Something is not there.
     pub fn open(config: &VmConfig, console: Option<&Port>) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
+        let groups = Groups::new(&config.rate_limit_groups);
         let disks = config.disks.iter();
-        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk, &groups)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,

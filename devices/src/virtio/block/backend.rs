@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 
 use super::counters::Counters;
+use crate::virtio::complaints::Complaints;
 
 /// Bytes of a sector, in which everything is counted (section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -109,8 +110,10 @@ pub struct Image {
     pub(super) guarded: bool,
     pub(super) serial: [u8; SERIAL],
     pub(super) counters: Counters,
-    /// The operator was told that something failed.
-    complained: AtomicBool,
+    /// Of requests that fail on the host.
+    complaints: Complaints,
+    /// The operator was told that the guest may not write sector 0.
+    told_of_guard: AtomicBool,
     path: String,
 }
 
@@ -195,7 +198,8 @@ impl Image {
             guarded: guarded && !readonly,
             serial: padded(serial.unwrap_or(&own)),
             counters: Counters::default(),
-            complained: AtomicBool::new(false),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
             path: path.display().to_string(),
         })
     }
@@ -210,18 +214,15 @@ impl Image {
         self.counters.values()
     }
 
-    /// Tells the operator of what failed; at most once with emphasis, since a guest can go on asking.
+    /// Tells the operator of what failed.
     pub(super) fn complain(&self, what: &str, error: &io::Error) {
-        let level = match self.complained.swap(true, Ordering::Relaxed) {
-            false => log::Level::Warn,
-            true => log::Level::Debug,
-        };
-        log::log!(level, "image {}: {what} fails: {error}", self.path);
+        self.complaints
+            .warn(format_args!("image {}: {what} fails: {error}", self.path));
     }
 
-    /// The same, of a write to sector 0.
+    /// Tells the operator of a write to sector 0, once.
     pub(super) fn complain_of_guard(&self) {
-        if !self.complained.swap(true, Ordering::Relaxed) {
+        if !self.told_of_guard.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "image {}: the guest may not write sector 0, since image_type does not say that the \
                  image is raw; say image_type=raw if it is",
@@ -247,7 +248,8 @@ impl Image {
             guarded: false,
             serial: padded("test"),
             counters: Counters::default(),
-            complained: AtomicBool::new(false),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
             path: "of a test".to_owned(),
         }
     }

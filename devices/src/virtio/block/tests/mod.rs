@@ -1,4 +1,5 @@
 mod image;
+mod limits;
 mod property;
 mod requests;
 mod running;
@@ -64,6 +65,7 @@ fn parts(image: Image, engine: EngineChoice) -> BlockParts {
         queue_size: 16,
         host_cpus: Vec::new(),
         engine,
+        limits: None,
     }
 }
 
