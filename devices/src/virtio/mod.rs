@@ -7,12 +7,14 @@
 //! | `transport` | what all have in common: registers, features, queues, interrupts, as a PCI function |
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
+//! | `buffers` | parts of guest memory, as the host is given them |
 //! | `memory` | guest memory as devices reach it: RAM, and memory of passed-through devices |
 //!
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
 //! host's side where that is more than a file.
 
 pub mod block;
+mod buffers;
 mod memory;
 mod queue;
 pub mod rng;

@@ -9,9 +9,9 @@ use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use vm_memory::{Bytes as _, GuestAddress, Permissions};
 
 use super::backend::{Image, SECTOR};
-use super::buffers::{Bounce, Buffers};
 use super::engine::{Engine, Operation};
-use super::request::{Asked, Parser, Part, Request, Status, length_of};
+use super::request::{Asked, Parser, Request, Status};
+use crate::virtio::buffers::{Bounce, Buffers, Part, length_of};
 use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Requests of a queue that are under way at once, at most.
