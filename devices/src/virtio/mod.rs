@@ -19,6 +19,7 @@ mod memory;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 mod worker;
 
 #[cfg(test)]
