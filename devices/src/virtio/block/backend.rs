@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
+use super::counters::Counters;
+
 /// Bytes of a sector, in which everything is counted (section 5.2.4).
 pub const SECTOR: u64 = 512;
 /// Bytes of a serial number (section 5.2.6).
@@ -106,6 +108,7 @@ pub struct Image {
     /// Sector 0 is as it is.
     pub(super) guarded: bool,
     pub(super) serial: [u8; SERIAL],
+    pub(super) counters: Counters,
     /// The operator was told that something failed.
     complained: AtomicBool,
     path: String,
@@ -191,6 +194,7 @@ impl Image {
             discards,
             guarded: guarded && !readonly,
             serial: padded(serial.unwrap_or(&own)),
+            counters: Counters::default(),
             complained: AtomicBool::new(false),
             path: path.display().to_string(),
         })
@@ -199,6 +203,11 @@ impl Image {
     /// The descriptor, which is open for as long as the image is there.
     pub(super) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// What it has counted, by names.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.values()
     }
 
     /// Tells the operator of what failed; at most once with emphasis, since a guest can go on asking.
@@ -237,6 +246,7 @@ impl Image {
             discards: true,
             guarded: false,
             serial: padded("test"),
+            counters: Counters::default(),
             complained: AtomicBool::new(false),
             path: "of a test".to_owned(),
         }

@@ -6,12 +6,14 @@
 //! | `device` | what the device offers |
 //! | `request` | what a driver asks for |
 //! | `worker` | a queue, whose requests are carried out |
+//! | `counters` | what it counts |
 //! | `engine` | how the host is asked: io_uring, or one call after the other |
 //!
 //! What a driver was told is flushed is on the host's storage: a flush is answered once `fdatasync` has
 //! returned, and every write of a driver that knows no flushes is synchronous.
 
 mod backend;
+mod counters;
 mod device;
 mod engine;
 mod request;
