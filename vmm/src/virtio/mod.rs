@@ -1,7 +1,9 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
+mod descriptors;
 mod disk;
 mod rng;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,8 +15,10 @@ use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::vsock::Sockets;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
+use crate::listener::ListenError;
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
@@ -36,6 +40,14 @@ pub enum BackendError {
         /// Why not.
         source: ImageError,
     },
+    /// A socket cannot be listened on.
+    #[error("{option}")]
+    Socket {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ListenError,
+    },
 }
 
 /// What virtio devices need of the host.
@@ -43,6 +55,7 @@ pub struct Backends {
     rng: Option<File>,
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
+    vsock: Option<Sockets>,
 }
 
 impl Backends {
@@ -57,6 +70,7 @@ impl Backends {
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
+            vsock: config.vsock.as_ref().map(Sockets::open).transpose()?,
         })
     }
 
@@ -73,6 +87,10 @@ impl Backends {
             VirtioKind::Block => {
                 let disk = self.disks.get(name);
                 Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
+            VirtioKind::Vsock => {
+                let vsock = self.vsock.as_ref();
+                Ok(vsock.map(|vsock| Box::new(vsock.device()) as Box<dyn Device>))
             }
         }
     }

@@ -55,6 +55,7 @@ impl Device for Vsock {
         let Start {
             features: _,
             queues,
+            config_changes: _,
             faults,
         } = start;
         let host = Arc::clone(&self.host);

@@ -12,7 +12,7 @@ use super::{
     DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
 };
 use crate::config::{
-    DeviceConfig, DiskConfig, GenericInitiator, RngConfig, UserDeviceConfig, VmConfig,
+    DeviceConfig, DiskConfig, GenericInitiator, RngConfig, UserDeviceConfig, VmConfig, VsockConfig,
 };
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
@@ -198,7 +198,8 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         .chain(config.user_devices.iter().map(Place::of_a_process))
         // Devices that are passed through have the lowest slots, whatever else the machine has.
         .chain(config.disks.iter().map(Place::of_disk))
-        .chain(config.rng.iter().map(Place::of_entropy));
+        .chain(config.rng.iter().map(Place::of_entropy))
+        .chain(config.vsock.iter().map(Place::of_sockets));
     config
         .device_ids()
         .into_iter()
@@ -322,6 +323,18 @@ impl Place {
         } = config;
         let place = (*pci_segment, *pci_device_id);
         Self::of_virtio(VirtioKind::Rng, config.option(), place)
+    }
+
+    fn of_sockets(config: &VsockConfig) -> Self {
+        let VsockConfig {
+            cid: _,
+            socket: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Vsock, config.option(), place)
     }
 
     fn of_virtio(kind: VirtioKind, option: String, (segment, device): (u16, Option<u8>)) -> Self {

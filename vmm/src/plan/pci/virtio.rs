@@ -23,6 +23,8 @@ pub enum VirtioKind {
     Block,
     /// A source of entropy.
     Rng,
+    /// Sockets between guest and host.
+    Vsock,
 }
 
 impl VirtioKind {
@@ -56,6 +58,7 @@ impl VirtioKind {
         match self {
             Self::Block => 2,
             Self::Rng => 4,
+            Self::Vsock => 19,
         }
     }
 
@@ -66,6 +69,8 @@ impl VirtioKind {
             Self::Block => 0x01_00_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
+            // A communication controller of another kind.
+            Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -75,6 +80,7 @@ impl fmt::Display for VirtioKind {
         f.write_str(match self {
             Self::Block => "virtio-blk",
             Self::Rng => "virtio-rng",
+            Self::Vsock => "virtio-vsock",
         })
     }
 }
