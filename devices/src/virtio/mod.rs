@@ -24,6 +24,7 @@ mod queue;
 pub mod rate_limiter;
 pub mod rng;
 mod transport;
+pub mod vsock;
 mod worker;
 
 #[cfg(test)]

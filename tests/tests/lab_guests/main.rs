@@ -18,6 +18,7 @@ mod serial;
 mod two_devices;
 mod virtio;
 mod virtio_disks;
+mod vsock;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

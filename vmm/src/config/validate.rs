@@ -44,6 +44,7 @@ impl VmConfig {
             rate_limit_groups,
             disks: _,
             rng,
+            vsock,
             pci_segments: _,
         } = self;
         let mut problems = Vec::new();
@@ -62,6 +63,9 @@ impl VmConfig {
         disk::validate(self, &mut problems);
         if let Some(rng) = rng {
             rng.validate(&mut problems);
+        }
+        if let Some(vsock) = vsock {
+            vsock.validate(&mut problems);
         }
         places::validate(self, &mut problems);
         device_nodes::validate(self, &mut problems);

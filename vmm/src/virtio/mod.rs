@@ -1,9 +1,11 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
 mod console;
+mod descriptors;
 mod disk;
 mod limits;
 mod rng;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,9 +20,11 @@ use thiserror::Error;
 
 use self::disk::Disk;
 use self::limits::Groups;
+use self::vsock::Sockets;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
 use crate::console::Port;
+use crate::listener::ListenError;
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
@@ -45,6 +49,14 @@ pub enum BackendError {
         /// Why not.
         source: ImageError,
     },
+    /// A socket cannot be listened on.
+    #[error("{option}")]
+    Socket {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ListenError,
+    },
 }
 
 /// What virtio devices need of the host.
@@ -53,6 +65,7 @@ pub struct Backends {
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
     console: Option<Arc<Line>>,
+    vsock: Option<Sockets>,
 }
 
 impl Backends {
@@ -73,6 +86,7 @@ impl Backends {
                 .map(console::connect)
                 .transpose()
                 .map_err(BackendError::Console)?,
+            vsock: config.vsock.as_ref().map(Sockets::open).transpose()?,
         })
     }
 
@@ -93,6 +107,10 @@ impl Backends {
             VirtioKind::Console => {
                 let line = self.console.as_ref().map(Arc::clone);
                 Ok(line.map(|line| Box::new(Console::new(line)) as Box<dyn Device>))
+            }
+            VirtioKind::Vsock => {
+                let vsock = self.vsock.as_ref();
+                Ok(vsock.map(|vsock| Box::new(vsock.device()) as Box<dyn Device>))
             }
         }
     }

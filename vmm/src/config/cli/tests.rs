@@ -54,7 +54,7 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 16] = [
+const KEYS: [(&str, &[&str]); 17] = [
     ("--api-socket", &["path", "fd"]),
     ("--event-monitor", &["path", "fd"]),
     (
@@ -208,6 +208,17 @@ const KEYS: [(&str, &[&str]); 16] = [
     (
         "--rng",
         &["src", "iommu", "id", "pci_segment", "pci_device_id"],
+    ),
+    (
+        "--vsock",
+        &[
+            "cid",
+            "socket",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+        ],
     ),
     (
         "--pci-segment",
@@ -452,6 +463,7 @@ fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
         ],
         &["--device", "path=/d,iommu=off"],
         &["--rng", "src=/dev/urandom,iommu=off"],
+        &["--vsock", "cid=3,socket=/s,iommu=off"],
         &["--disk", "path=/d,iommu=off,vhost_user=off"],
         &["--seccomp", "false"],
     ] {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::config::{
     ConsoleConfig, DeviceConfig, DiskConfig, GenericInitiator, RngConfig, UserDeviceConfig,
-    VmConfig,
+    VmConfig, VsockConfig,
 };
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
@@ -202,7 +202,8 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         // Devices that are passed through have the lowest slots, whatever else the machine has.
         .chain(config.disks.iter().map(Place::of_disk))
         .chain(config.rng.iter().map(Place::of_entropy))
-        .chain(console.map(Place::of_console));
+        .chain(console.map(Place::of_console))
+        .chain(config.vsock.iter().map(Place::of_sockets));
     config
         .device_ids()
         .into_iter()
@@ -339,6 +340,18 @@ impl Place {
         } = config;
         let place = (*pci_segment, *pci_device_id);
         Self::of_virtio(VirtioKind::Console, config.option(), place)
+    }
+
+    fn of_sockets(config: &VsockConfig) -> Self {
+        let VsockConfig {
+            cid: _,
+            socket: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Vsock, config.option(), place)
     }
 
     fn of_virtio(kind: VirtioKind, option: String, (segment, device): (u16, Option<u8>)) -> Self {

@@ -25,6 +25,8 @@ pub enum VirtioKind {
     Console,
     /// A source of entropy.
     Rng,
+    /// Sockets between guest and host.
+    Vsock,
 }
 
 impl VirtioKind {
@@ -59,6 +61,7 @@ impl VirtioKind {
             Self::Block => 2,
             Self::Console => 3,
             Self::Rng => 4,
+            Self::Vsock => 19,
         }
     }
 
@@ -71,6 +74,8 @@ impl VirtioKind {
             Self::Console => 0x07_80_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
+            // A communication controller of another kind.
+            Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -81,6 +86,7 @@ impl fmt::Display for VirtioKind {
             Self::Block => "virtio-blk",
             Self::Console => "virtio-console",
             Self::Rng => "virtio-rng",
+            Self::Vsock => "virtio-vsock",
         })
     }
 }

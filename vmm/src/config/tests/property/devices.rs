@@ -11,6 +11,7 @@ pub fn any_id() -> impl Strategy<Value = Option<String>> {
         "_vfio1",
         "_vfio_user0",
         "_disk0",
+        "_vsock0",
         "__rng",
         "__console",
         "a",
@@ -84,6 +85,17 @@ prop_compose! {
         (pci_segment, pci_device_id) in any::<(u16, Option<u8>)>(),
     ) -> RngConfig {
         RngConfig { src: src.into(), id, pci_segment, pci_device_id }
+    }
+}
+
+prop_compose! {
+    pub fn any_vsock()(
+        cid in any::<u32>(),
+        socket in any::<String>(),
+        id in any_id(),
+        (pci_segment, pci_device_id) in any::<(u16, Option<u8>)>(),
+    ) -> VsockConfig {
+        VsockConfig { cid, socket: socket.into(), id, pci_segment, pci_device_id }
     }
 }
 
@@ -238,6 +250,14 @@ proptest! {
         let mut text = format!("src={},iommu=off", quoted(src.to_str().unwrap()));
         push_place(&mut text, id, *pci_segment, *pci_device_id);
         prop_assert_eq!(option("rng", &text), Ok(config));
+    }
+
+    #[test]
+    fn sockets_survive_the_command_line(config in any_vsock()) {
+        let VsockConfig { cid, socket, id, pci_segment, pci_device_id } = &config;
+        let mut text = format!("cid={cid},iommu=off,socket={}", quoted(socket.to_str().unwrap()));
+        push_place(&mut text, id, *pci_segment, *pci_device_id);
+        prop_assert_eq!(option("vsock", &text), Ok(config));
     }
 
     #[test]
