@@ -4,9 +4,11 @@
     reason = "copies between guest memory and buffers of our own, by addresses"
 )]
 
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use libc::iovec;
+use libc::{c_int, iovec, off_t};
 use vm_memory::{GuestMemory as _, Permissions, VolatileSlice};
 
 use super::request::Part;
@@ -21,14 +23,23 @@ const ZEROES: usize = 64 << 10;
 
 /// Zeroes for the host to read, aligned as direct I/O needs it.
 #[repr(align(4096))]
-struct Zeroes([u8; ZEROES]);
+pub struct Zeroes([u8; ZEROES]);
 
-static NOTHING: Zeroes = Zeroes([0; ZEROES]);
+pub static NOTHING: Zeroes = Zeroes([0; ZEROES]);
+
+impl Zeroes {
+    /// All of them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// The buffers of a request. Keeps its room for the next one.
 #[derive(Default)]
 pub struct Buffers {
     list: Vec<iovec>,
+    /// The next ones, where they are more than what is to be moved.
+    part: Vec<iovec>,
     /// The first that is not done.
     at: usize,
     /// What guest memory the buffers are in.
@@ -91,6 +102,51 @@ impl Buffers {
         let rest = self.list.get(self.at..).unwrap_or_default();
         // At most 1024.
         (rest.as_ptr(), rest.len().min(MOST) as u32)
+    }
+
+    /// What the host is given next, of so many bytes at most. There until this is changed.
+    pub fn next_of(&mut self, bytes: u64) -> (*const iovec, u32) {
+        let rest = self.list.get(self.at..).unwrap_or_default();
+        let rest = rest.get(..rest.len().min(MOST)).unwrap_or_default();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.part.clear();
+        for buffer in rest {
+            let iov_len = buffer.iov_len.min(left);
+            if iov_len == 0 {
+                break;
+            }
+            left -= iov_len;
+            self.part.push(iovec { iov_len, ..*buffer });
+        }
+        // At most 1024.
+        (self.part.as_ptr(), self.part.len() as u32)
+    }
+
+    /// Puts zeroes into the next bytes, and goes on behind them.
+    pub fn fill(&mut self, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.each(bytes, |slice, _| {
+            let mut done = 0;
+            while done < slice.len() {
+                let count = (slice.len() - done).min(ZEROES);
+                let zeroes = NOTHING.0.get(..count).unwrap_or_default();
+                if let Ok(part) = slice.subslice(done, count) {
+                    part.copy_from(zeroes);
+                }
+                done += count;
+            }
+        });
+        self.advance(bytes);
+    }
+
+    /// Puts bytes into the next ones, and goes on behind them.
+    pub fn give(&mut self, bytes: &[u8]) {
+        self.each(bytes.len(), |slice, at| {
+            if let Some(bytes) = bytes.get(at..at + slice.len()) {
+                slice.copy_from(bytes);
+            }
+        });
+        self.advance(bytes.len());
     }
 
     /// Whether all addresses and lengths are multiples of these powers of two.
@@ -192,5 +248,71 @@ impl Bounce {
                 slice.copy_from(room);
             }
         });
+    }
+}
+
+/// The buffers of a request that another thread works on.
+#[derive(Default)]
+pub struct Scatter {
+    pub buffers: Buffers,
+    /// Through which it goes, if the host cannot take them as they are.
+    pub bounce: Option<Bounce>,
+}
+
+impl Scatter {
+    /// Reads bytes of a file into the next ones, and goes on behind them.
+    ///
+    /// # Returns
+    /// How many.
+    ///
+    /// # Errors
+    /// The host fails.
+    pub fn read(&mut self, file: RawFd, offset: u64, bytes: u64) -> io::Result<u64> {
+        let (iovecs, count) = match &mut self.bounce {
+            Some(bounce) => bounce.next(bytes, None),
+            None => self.buffers.next_of(bytes),
+        };
+        let moved = moved(|| {
+            // SAFETY: the buffers are in memory that is kept, or are our own.
+            unsafe { libc::preadv(file, iovecs, count as c_int, offset as off_t) }
+        })?;
+        if let Some(bounce) = &mut self.bounce {
+            bounce.give(&self.buffers, moved);
+        }
+        self.buffers.advance(moved);
+        Ok(moved as u64)
+    }
+
+    /// Writes the next bytes to a file, and goes on behind them.
+    ///
+    /// # Returns
+    /// How many.
+    ///
+    /// # Errors
+    /// The host fails.
+    pub fn write(&mut self, file: RawFd, offset: u64, bytes: u64) -> io::Result<u64> {
+        let (iovecs, count) = match &mut self.bounce {
+            Some(bounce) => bounce.next(bytes, Some(&self.buffers)),
+            None => self.buffers.next_of(bytes),
+        };
+        let moved = moved(|| {
+            // SAFETY: the buffers are in memory that is kept, or are our own.
+            unsafe { libc::pwritev(file, iovecs, count as c_int, offset as off_t) }
+        })?;
+        self.buffers.advance(moved);
+        Ok(moved as u64)
+    }
+}
+
+/// Asks the host until nothing interrupts it.
+fn moved(mut ask: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(ask()) {
+            Ok(moved) => return Ok(moved),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
     }
 }

@@ -1,5 +1,6 @@
 mod image;
 mod property;
+mod qcow2;
 mod requests;
 mod running;
 
@@ -40,6 +41,7 @@ fn options(path: &Path) -> ImageOptions<'_> {
         direct: false,
         sparse: true,
         format: ImageFormat::Raw,
+        backing_files: false,
         lock: Lock::ByteRange,
         serial: None,
     }
