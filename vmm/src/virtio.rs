@@ -113,7 +113,7 @@ fn open_disk(config: &DiskConfig) -> Result<Disk, BackendError> {
         direct,
         num_queues,
         queue_size,
-        // Validation refuses limits, other formats and backing files.
+        // Validation refuses limits and other formats.
         rate_limiter_config: _,
         rate_limit_group: _,
         id: _,
@@ -121,7 +121,7 @@ fn open_disk(config: &DiskConfig) -> Result<Disk, BackendError> {
         pci_segment: _,
         pci_device_id: _,
         queue_affinity,
-        backing_files: _,
+        backing_files,
         sparse,
         image_type,
         lock_granularity,
@@ -133,10 +133,10 @@ fn open_disk(config: &DiskConfig) -> Result<Disk, BackendError> {
         sparse: *sparse,
         format: match image_type {
             ImageType::Raw => ImageFormat::Raw,
-            ImageType::Unknown | ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
-                ImageFormat::Detect
-            }
+            ImageType::Qcow2 => ImageFormat::Qcow2,
+            ImageType::Unknown | ImageType::FixedVhd | ImageType::Vhdx => ImageFormat::Detect,
         },
+        backing_files: *backing_files,
         lock: match lock_granularity {
             LockGranularity::ByteRange => Lock::ByteRange,
             LockGranularity::Full => Lock::Full,
