@@ -283,8 +283,8 @@ fn a_server_that_cannot_be_used_is_an_error_that_names_the_socket() {
 fn a_wrong_command_line_is_another_exit_code() {
     for (args, start) in [
         (
-            &["--api-socket", "/s", "add-disk", "path=/d"][..],
-            "ch-remote: not supported yet: add-disk\n",
+            &["--api-socket", "/s", "add-fs", "tag=a"][..],
+            "ch-remote: not supported yet: add-fs\n",
         ),
         (
             &["--api-socket", "/s", "add-device", "id=a"],

@@ -12,7 +12,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::consoles::OpenConsoles;
-use crate::api::{VmInfo, VmState};
+use crate::api::{VmCounters, VmInfo, VmState};
 use crate::config::VmConfig;
 use crate::console::ConsoleError;
 use crate::events::{Event, Events};
@@ -139,6 +139,12 @@ impl Vm {
         let booted = self.booted.as_ref();
         let state = self.state();
         info::info(&self.config, state, booted.map(|booted| &booted.lent))
+    }
+
+    /// What its devices have counted since it was booted; reboots count on.
+    pub fn counters(&self) -> VmCounters {
+        let backends = self.booted.as_ref().map(|booted| &booted.lent.backends);
+        backends.map(Backends::counters).unwrap_or_default()
     }
 
     /// Plans it, opens what it needs, and starts it. It must not be booted.

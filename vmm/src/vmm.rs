@@ -13,10 +13,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::handle::Request;
 use self::wakeups::{Signals, Wakeup};
-use crate::api::{
-    Action, ActionError, Answer, VmCounters, VmRemoveDevice, VmState, VmmPingResponse,
-};
-use crate::config::{ConfigErrors, DeviceConfig, UserDeviceConfig, VmConfig};
+use crate::api::{Action, ActionError, Addition, Answer, VmRemoveDevice, VmState, VmmPingResponse};
+use crate::config::{ConfigErrors, VmConfig};
 use crate::events::{Event, Events};
 use crate::machine::{
     Control, Ending, HOST_ISA, Host, HostError, VcpuFailure, host_memory, prepare_for_gone_memory,
@@ -227,11 +225,10 @@ impl Vmm {
             Action::Nmi => self.booted()?.0.nmi().map_err(ActionError::Nmi)?,
             Action::Info => return Ok(Answer::Info(Box::new(self.created()?.info()))),
             Action::Counters => {
-                self.booted()?;
-                return Ok(Answer::Counters(VmCounters::new()));
+                let (vm, ..) = self.booted()?;
+                return Ok(Answer::Counters(vm.counters()));
             }
-            Action::AddDevice(device) => self.add_device(*device)?,
-            Action::AddUserDevice(device) => self.add_user_device(*device)?,
+            Action::Add(addition) => self.add(*addition)?,
             Action::RemoveDevice(device) => self.remove_device(&device)?,
         }
         Ok(Answer::Done)
@@ -258,30 +255,11 @@ impl Vmm {
         vm.boot(process, main_loop).map_err(ActionError::Boot)
     }
 
-    fn add_device(&mut self, device: DeviceConfig) -> Result<(), ActionError> {
+    fn add(&mut self, addition: Addition) -> Result<(), ActionError> {
         let vm = self.created()?;
-        hot_add(
-            vm.state(),
-            device.id.as_ref(),
-            device.guest_numa_ids.is_some(),
-            "vm.add-device",
-        )?;
+        addition.check(vm.state())?;
         let mut config = vm.config().clone();
-        config.devices.push(device);
-        change(vm, config)
-    }
-
-    fn add_user_device(&mut self, device: UserDeviceConfig) -> Result<(), ActionError> {
-        let vm = self.created()?;
-        let owns_nodes = device.guest_numa_ids.is_some();
-        hot_add(
-            vm.state(),
-            device.id.as_ref(),
-            owns_nodes,
-            "vm.add-user-device",
-        )?;
-        let mut config = vm.config().clone();
-        config.user_devices.push(device);
+        addition.add_to(&mut config);
         change(vm, config)
     }
 
@@ -339,22 +317,6 @@ fn change(vm: &mut Vm, config: VmConfig) -> Result<(), ActionError> {
     check(&config).map_err(ActionError::Config)?;
     vm.set_config(config);
     Ok(())
-}
-
-/// Whether a device can be added in a state: before boot, for now.
-fn hot_add(
-    state: VmState,
-    id: Option<&String>,
-    owns_nodes: bool,
-    route: &'static str,
-) -> Result<(), ActionError> {
-    match state {
-        VmState::Created | VmState::Shutdown => Ok(()),
-        VmState::Running | VmState::Paused if owns_nodes => Err(ActionError::NodesAfterBoot {
-            id: id.cloned().unwrap_or_else(|| "without an id".to_owned()),
-        }),
-        VmState::Running | VmState::Paused => Err(ActionError::NotYet(route)),
-    }
 }
 
 fn pong() -> VmmPingResponse {

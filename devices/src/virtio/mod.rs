@@ -7,14 +7,18 @@
 //! | `transport` | what all have in common: registers, features, queues, interrupts, as a PCI function |
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
+//! | `rate_limiter` | how much devices may move |
+//! | `buffers` | parts of guest memory, as the host is given them |
 //! | `memory` | guest memory as devices reach it: RAM, and memory of passed-through devices |
 //!
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
 //! host's side where that is more than a file.
 
 pub mod block;
+mod buffers;
 mod memory;
 mod queue;
+pub mod rate_limiter;
 pub mod rng;
 mod transport;
 mod worker;
@@ -29,7 +33,7 @@ use thiserror::Error;
 
 pub use memory::{GuestMemory, Memory};
 pub use queue::{Chain, QueueInterrupt, VirtQueue};
-pub use transport::{BAR_SIZE, VirtioError, VirtioFunction, VirtioParts, vectors};
+pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 
 /// Feature bits that every device offers (section 6).
@@ -103,6 +107,8 @@ pub struct Start {
     pub queues: Vec<VirtQueue>,
     /// Where to say that the device cannot go on.
     pub faults: Arc<dyn FaultSink>,
+    /// How to change its own registers, for as long as it runs.
+    pub config_changes: ConfigChanges,
 }
 
 /// A device that could not be started.

@@ -59,6 +59,10 @@ fn body(body: &str, server: &ApiServer, device: &CoherentDevice) -> String {
     body.replace("/boot/vmlinux", &probe::build().display().to_string())
         .replace(r#"{"mode": "Pty"}"#, &serial.to_string())
         .replace("console=ttyS0", "nmis listen")
+        .replace(
+            "/srv/data.img",
+            &server.folder().join("disk").display().to_string(),
+        )
         .replace("/run/gpu.sock", &device.socket().display().to_string())
 }
 
@@ -107,6 +111,7 @@ fn the_examples_of_the_document_do_what_it_says() {
     }
     let device = simulated();
     let mut server = server(&[]);
+    std::fs::write(server.folder().join("disk"), [0; 512]).unwrap();
     for example in &examples {
         if server.status().is_none() {
             run(&mut server, example, &device);

@@ -48,7 +48,10 @@ fn the_serial_port_is_where_the_tree_says() {
     assert_eq!(info["device_tree"]["__serial"], expected);
     let devices = info["device_tree"].as_object().unwrap();
     let names: Vec<&String> = devices.keys().collect();
-    assert_eq!(names, ["__acpi_sleep", "__ged", "__rtc", "__serial"]);
+    assert_eq!(
+        names,
+        ["__acpi_sleep", "__ged", "__rng", "__rtc", "__serial"]
+    );
     // No nodes were asked for, so the guest is told of none.
     assert_eq!(info.get("numa"), None);
 }
@@ -78,6 +81,37 @@ fn a_pseudo_terminal_is_named_while_it_is_there() {
 fn counters_are_there_and_count_nothing_without_devices_that_count() {
     let server = running(&[]);
     assert_eq!(server.get("vm.counters").expect(200).json(), json!({}));
+}
+
+#[test]
+fn disks_count_from_boot_on() {
+    let server = server(&[]);
+    let image = server.folder().join("image");
+    std::fs::write(&image, [0; 4096]).unwrap();
+    server
+        .put("vm.create", &machine(&server, "listen"))
+        .expect(204);
+    let disk = json!({"path": &image, "id": "data", "image_type": "Raw"});
+    server.put("vm.add-disk", &disk).expect(204);
+    server
+        .put("vm.add-disk", &json!({"path": &image, "readonly": true}))
+        .expect(204);
+    server
+        .put("vm.remove-device", &json!({"id": "_disk1"}))
+        .expect(204);
+    server.get("vm.counters").expect(405);
+    server.act("vm.boot").expect(204);
+    let counters = server.get("vm.counters").expect(200).json();
+    let counters = counters.as_object().unwrap();
+    assert_eq!(counters.keys().collect::<Vec<_>>(), ["data"]);
+    let values = counters["data"].as_object().unwrap();
+    for name in ["read_bytes", "read_ops", "write_bytes", "write_ops"] {
+        assert_eq!(values[name], 0, "{values:?}");
+    }
+    assert_eq!(
+        server.info()["config"]["disks"][0]["path"],
+        image.display().to_string()
+    );
 }
 
 /// A machine with nodes for a device, in both spellings.

@@ -2,8 +2,9 @@
 
 use thiserror::Error;
 
+use super::addition::Addition;
 use super::types::{VmCounters, VmInfo, VmRemoveDevice, VmState, VmmPingResponse};
-use crate::config::{ConfigErrors, DeviceConfig, UserDeviceConfig, VmConfig};
+use crate::config::{ConfigErrors, VmConfig};
 use crate::machine::{NmiError, PauseError};
 use crate::vm::BootError;
 
@@ -36,10 +37,8 @@ pub enum Action {
     Info,
     /// Say what its devices have counted.
     Counters,
-    /// Give it a device of the host.
-    AddDevice(Box<DeviceConfig>),
-    /// Give it a device in another process.
-    AddUserDevice(Box<UserDeviceConfig>),
+    /// Give it a device.
+    Add(Box<Addition>),
     /// Take a device away.
     RemoveDevice(VmRemoveDevice),
 }

@@ -5,6 +5,7 @@
 //! statuses.
 
 mod action;
+mod addition;
 pub mod http;
 mod numa;
 pub mod openapi;
@@ -13,6 +14,7 @@ mod service;
 mod types;
 
 pub use action::{Action, ActionError, Answer};
+pub use addition::Addition;
 pub use routes::{BEFORE_ROUTES, Effect, Method, Needs, ROOT, ROUTES, Route};
 pub use service::Api;
 pub use types::{

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeSet;
 
+use serde::de::DeserializeOwned;
+
 use super::action::{Action, ActionError};
+use super::addition::Addition;
 use super::types::VmState;
 use crate::config::{ConfigErrors, VmConfig, from_json};
 
@@ -215,12 +218,12 @@ fn create(body: &[u8]) -> Result<Action, ConfigErrors> {
     VmConfig::from_json(body).map(|config| Action::Create(Box::new(config)))
 }
 
-fn add_device(body: &[u8]) -> Result<Action, ConfigErrors> {
-    from_json(body).map(|device| Action::AddDevice(Box::new(device)))
-}
-
-fn add_user_device(body: &[u8]) -> Result<Action, ConfigErrors> {
-    from_json(body).map(|device| Action::AddUserDevice(Box::new(device)))
+/// Reads a device that is to be added.
+fn add<T: DeserializeOwned>(
+    body: &[u8],
+    addition: fn(T) -> Addition,
+) -> Result<Action, ConfigErrors> {
+    from_json(body).map(|device| Action::Add(Box::new(addition(device))))
 }
 
 fn remove_device(body: &[u8]) -> Result<Action, ConfigErrors> {
@@ -318,18 +321,25 @@ pub const ROUTES: [Route; 31] = [
     .may_fail(&[501]),
     read(
         "vm.add-device",
-        add_device,
+        |body| add(body, Addition::Device),
         Needs::NotBootedYet,
         "Gives the virtual machine a PCI device of the host",
     )
     .takes("DeviceConfig"),
     read(
         "vm.add-user-device",
-        add_user_device,
+        |body| add(body, Addition::UserDevice),
         Needs::NotBootedYet,
         "Gives the virtual machine a PCI device in another process",
     )
     .takes("UserDeviceConfig"),
+    read(
+        "vm.add-disk",
+        |body| add(body, Addition::Disk),
+        Needs::NotBootedYet,
+        "Gives the virtual machine a disk",
+    )
+    .takes("DiskConfig"),
     read(
         "vm.remove-device",
         remove_device,
@@ -340,7 +350,6 @@ pub const ROUTES: [Route; 31] = [
     not_yet("vm.resize", "Changes vCPUs, RAM or balloon"),
     not_yet("vm.resize-disk", "Changes the size of a disk"),
     not_yet("vm.resize-zone", "Changes the size of a memory zone"),
-    not_yet("vm.add-disk", "Adds a disk"),
     not_yet("vm.add-fs", "Adds a shared file system"),
     not_yet(
         "vm.add-generic-vhost-user",

@@ -110,7 +110,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
     let event_monitor = target(&EVENT_MONITOR, &matches, &mut problems);
     let api_socket = target(&API_SOCKET, &matches, &mut problems);
     let tree = configuration(&matches, &mut problems);
-    let config = tree::read(tree, &mut problems);
+    let config: Option<VmConfig> = tree::read(tree, &mut problems);
+    let config = config.map(VmConfig::completed);
     let config = Box::new(ConfigErrors::of(config, problems)?);
     if is_given(&matches, PLAN) {
         let options = PlanOptions {

@@ -110,8 +110,8 @@ pub struct VmConfig {
     /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
-    /// The source of entropy; without it the guest has none for now, while Cloud Hypervisor gives
-    /// every guest one.
+    /// The source of entropy; without it the guest has one that reads from `/dev/urandom`, unless it has
+    /// no PCI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<RngConfig>,
     /// PCI segments whose shares of the address space are not the same as those of others.
@@ -126,7 +126,16 @@ impl VmConfig {
     /// The text is not JSON, or members are unknown, not supported yet, missing or of the wrong
     /// type: all of them. The values are for [`VmConfig::validate`] to check.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigErrors> {
-        from_json(text)
+        from_json(text).map(Self::completed)
+    }
+
+    /// The same with the devices that every guest is given unless others were asked for, if it can
+    /// have any: a guest without PCI is given none.
+    fn completed(mut self) -> Self {
+        if self.platform.acpi {
+            self.rng.get_or_insert_default();
+        }
+        self
     }
 }
 
@@ -174,6 +183,10 @@ impl FromOption for DeviceConfig {
 
 impl FromOption for UserDeviceConfig {
     const SPELLING: &'static Spelling = &user_device::SPELLING;
+}
+
+impl FromOption for DiskConfig {
+    const SPELLING: &'static Spelling = &disk::SPELLING;
 }
 
 /// Reads a number as the command line writes it; `option` is what it was given for.

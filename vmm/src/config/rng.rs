@@ -14,7 +14,7 @@ use super::validate::path_fault;
 /// How `--rng` is spelled.
 pub const SPELLING: Spelling = Spelling {
     type_name: "RngConfig",
-    about: "A source of entropy for the guest (virtio-rng); without it there is none",
+    about: "A source of entropy for the guest (virtio-rng); there is one in any case, but with --platform acpi=off",
     bare: None,
     keys: &[
         Key::new(
@@ -53,6 +53,17 @@ pub struct RngConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 31)]
     pub pci_device_id: Option<u8>,
+}
+
+impl Default for RngConfig {
+    fn default() -> Self {
+        Self {
+            src: "/dev/urandom".into(),
+            id: None,
+            pci_segment: 0,
+            pci_device_id: None,
+        }
+    }
 }
 
 impl RngConfig {

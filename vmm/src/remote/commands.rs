@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::api::{Effect, Method, ROUTES, VmRemoveDevice};
 use crate::config::cli::CliError;
-use crate::config::{DeviceConfig, FromOption, Problem, UserDeviceConfig, number, size};
+use crate::config::{
+    DeviceConfig, DiskConfig, FromOption, Problem, UserDeviceConfig, number, size,
+};
 
 /// What the arguments are called, for clap.
 pub(super) mod arg {
@@ -81,6 +83,8 @@ pub(super) enum Takes {
     Device,
     /// The keys of `--user-device`.
     UserDevice,
+    /// The keys of `--disk`.
+    Disk,
     /// The name of a device.
     Id,
     /// `--balloon`, `--cpus`, `--memory`: at least one.
@@ -129,6 +133,7 @@ impl Command {
             }
             Takes::Device => self.device::<DeviceConfig>(text(arg::VALUE))?,
             Takes::UserDevice => self.device::<UserDeviceConfig>(text(arg::VALUE))?,
+            Takes::Disk => self.device::<DiskConfig>(text(arg::VALUE))?,
             Takes::Id => json(&VmRemoveDevice {
                 id: text(arg::VALUE).to_owned(),
             })?,
@@ -207,7 +212,7 @@ const fn same(a: &str, b: &str) -> bool {
 /// Every command, by name.
 pub(super) const COMMANDS: [Command; 32] = [
     command("add-device", "vm.add-device", Takes::Device),
-    command("add-disk", "vm.add-disk", Takes::NotYet),
+    command("add-disk", "vm.add-disk", Takes::Disk),
     command("add-fs", "vm.add-fs", Takes::NotYet),
     command(
         "add-generic-vhost-user",

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::config::cli::{self, Command};
+use crate::plan::FunctionSource;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/show/golden");
 
@@ -474,8 +475,11 @@ fn a_reserved_function_is_shown_with_its_place() {
         let mut plan = Plan::new(&config, &facts).unwrap();
         let of_devices = text::describe(&plan, &facts);
         for segment in &mut plan.pci.as_mut().unwrap().segments {
-            for function in &mut segment.functions {
-                function.source = crate::plan::FunctionSource::Reserved;
+            let functions = segment.functions.iter_mut();
+            let is_probed =
+                |source: &FunctionSource| !matches!(source, FunctionSource::Virtio { .. });
+            for function in functions.filter(|function| is_probed(&function.source)) {
+                function.source = FunctionSource::Reserved;
                 function.facts.driver = None;
             }
         }

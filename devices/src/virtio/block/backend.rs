@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::counters::Counters;
 use super::pool::{Pool, Port};
 use super::qcow2::{self, ChainError, Disk};
 
@@ -132,6 +133,7 @@ pub struct Image {
     /// Sector 0 is as it is.
     pub(super) guarded: bool,
     pub(super) serial: [u8; SERIAL],
+    pub(super) counters: Counters,
     complaints: Mutex<Complaints>,
     /// A flush has failed: what was written before may be lost.
     unflushed: AtomicBool,
@@ -295,6 +297,7 @@ impl Image {
             discards: discards && sparse && !readonly,
             guarded: format == ImageFormat::Detect && !readonly,
             serial: padded(serial.unwrap_or(&own)),
+            counters: Counters::default(),
             complaints: Mutex::default(),
             unflushed: AtomicBool::new(false),
             path: path.display().to_string(),
@@ -334,6 +337,11 @@ impl Image {
                 self.path
             );
         }
+    }
+
+    /// What it has counted, by names.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.values()
     }
 
     /// Tells the operator of what failed; seldom with emphasis, since a guest can go on asking.
@@ -393,6 +401,7 @@ impl Image {
             discards: true,
             guarded: false,
             serial: padded("test"),
+            counters: Counters::default(),
             complaints: Mutex::default(),
             unflushed: AtomicBool::new(false),
             path: "of a test".to_owned(),

@@ -134,6 +134,7 @@ impl Device for Block {
             features,
             queues,
             faults,
+            config_changes: _,
         } = start;
         let workers = queues.into_iter();
         let workers = workers.map(|queue| self.worker(queue, features, Arc::clone(&faults)));

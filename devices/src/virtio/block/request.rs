@@ -1,8 +1,9 @@
 //! What a driver asks of a disk (section 5.2.6).
 
-use vm_memory::{Bytes as _, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::backend::SECTOR;
+use crate::virtio::buffers::{Part, take};
 use crate::virtio::{Chain, Memory};
 
 /// How a request has ended (section 5.2.6).
@@ -12,13 +13,6 @@ pub enum Status {
     Ok = 0,
     IoError = 1,
     Unsupported = 2,
-}
-
-/// A part of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    pub gpa: GuestAddress,
-    pub bytes: u32,
 }
 
 /// What is asked for. Offsets and lengths are bytes.
@@ -155,11 +149,6 @@ impl Parser {
     }
 }
 
-/// Bytes of all parts.
-pub fn length_of(parts: &[Part]) -> u64 {
-    parts.iter().map(|part| u64::from(part.bytes)).sum()
-}
-
 fn take_last_byte(parts: &mut Vec<Part>) -> Option<GuestAddress> {
     let last = parts.last_mut()?;
     // No part is empty.
@@ -169,26 +158,4 @@ fn take_last_byte(parts: &mut Vec<Part>) -> Option<GuestAddress> {
         parts.pop();
     }
     gpa.map(GuestAddress)
-}
-
-/// Reads bytes from the beginning of parts, and takes them away.
-fn take<const N: usize>(parts: &mut Vec<Part>, memory: &Memory) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    let mut used = 0;
-    for part in parts.iter_mut() {
-        let room = bytes.get_mut(filled..)?;
-        if room.is_empty() {
-            break;
-        }
-        let count = room.len().min(part.bytes as usize);
-        memory.read_slice(room.get_mut(..count)?, part.gpa).ok()?;
-        filled += count;
-        // At most as many as there are, and no more than N.
-        part.bytes -= count as u32;
-        part.gpa = GuestAddress(part.gpa.0.checked_add(count as u64)?);
-        used += usize::from(part.bytes == 0);
-    }
-    parts.drain(..used);
-    (filled == N).then_some(bytes)
 }

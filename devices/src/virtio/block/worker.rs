@@ -4,16 +4,19 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use vm_memory::{Bytes as _, GuestAddress, Permissions};
 
 use super::backend::{Image, SECTOR};
-use super::buffers::{Bounce, Scatter};
+use super::counters::Way;
 use super::engine::{Engine, Operation};
 use super::pool::{Port, Reply};
 use super::qcow2::{Disk, Flight, Place, Work};
-use super::request::{Asked, Parser, Part, Request, Status, length_of};
+use super::request::{Asked, Parser, Request, Status};
+use super::scatter::Scatter;
+use crate::virtio::buffers::{Bounce, Part, length_of};
 use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Requests of a queue that are under way at once, at most.
@@ -74,6 +77,9 @@ struct Slot {
     into: u64,
     /// Bytes that it has read.
     read: u64,
+    /// Which way it moves how many bytes, if it does, and since when.
+    moves: Option<(Way, u64)>,
+    since: Instant,
     step: Step,
     /// Where no holes can be made, zeroes are written.
     or_zeroes: bool,
@@ -129,6 +135,8 @@ impl BlockHandler {
             memory: None,
             into: 0,
             read: 0,
+            moves: None,
+            since: Instant::now(),
             step: Step::Sync,
             or_zeroes: false,
             synchronous,
@@ -197,6 +205,12 @@ impl BlockHandler {
         slot.head = head;
         slot.into = length_of(request.into);
         slot.read = 0;
+        slot.moves = match request.asked {
+            Asked::Read { .. } => Some((Way::Read, slot.into)),
+            Asked::Write { .. } => Some((Way::Write, length_of(request.out))),
+            _ => None,
+        };
+        slot.since = Instant::now();
         slot.or_zeroes = false;
         slot.with_threads = false;
         slot.memory = Some(Arc::clone(memory));
@@ -327,6 +341,14 @@ impl BlockHandler {
         let memory = slot.memory.take();
         slot.flight = None;
         slot.scatter.buffers.clear();
+        let counters = &self.image.counters;
+        match (status, slot.moves) {
+            (Some(Status::Ok), Some((way, bytes))) => {
+                counters.done(way, bytes, slot.since.elapsed());
+            }
+            (Some(Status::IoError), _) => counters.failed(),
+            _ => {}
+        }
         let bounce = slot.scatter.bounce.take();
         if self.spare.len() < SPARE {
             self.spare.extend(bounce);

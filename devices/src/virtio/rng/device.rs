@@ -40,6 +40,7 @@ impl Device for Rng {
             features: _,
             queues,
             faults,
+            config_changes: _,
         } = start;
         // The thread reads a copy of the descriptor, so that this one can be given back whatever
         // becomes of it.

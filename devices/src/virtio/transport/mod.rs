@@ -2,6 +2,7 @@
 //! features by, sets queues up, and starts and resets the device.
 
 mod capabilities;
+mod changes;
 mod registers;
 
 use std::io;
@@ -19,6 +20,8 @@ use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::capabilities::Window;
+pub use self::changes::ConfigChanges;
+use self::changes::Generation;
 use self::registers::{Common, Effect};
 use super::queue::{NO_VECTOR, Signal};
 use super::{
@@ -225,6 +228,7 @@ struct Shared {
 struct Transport {
     shared: Arc<Shared>,
     config: Arc<dyn DeviceConfig>,
+    generation: Arc<Generation>,
     memory: Arc<GuestMemory>,
     kicks: Vec<Arc<EventFd>>,
     notifications: Vec<Notification>,
@@ -262,6 +266,7 @@ impl Transport {
                 config_vector: Arc::new(AtomicU16::new(NO_VECTOR)),
             }),
             config: device.config(),
+            generation: Arc::default(),
             memory,
             notifications: kicks.iter().zip(0..).map(notification).collect(),
             queue_vectors: kicks
@@ -296,6 +301,7 @@ impl Transport {
         let selected = inner.common.selected_queue();
         let bytes = inner.common.bytes(
             self.shared.status.load(Ordering::SeqCst),
+            *self.generation.lock(),
             vector(&self.shared.config_vector),
             self.queue_vectors.get(selected).map_or(NO_VECTOR, vector),
         );
@@ -376,9 +382,14 @@ impl Transport {
         else {
             return;
         };
+        let interrupt = self.interrupt(&self.shared.config_vector, CONFIG_CHANGED);
+        let config_changes = ConfigChanges {
+            generation: Arc::clone(&self.generation),
+            interrupt: interrupt.clone(),
+        };
         let faults = Faults {
             shared: Arc::clone(&self.shared),
-            interrupt: self.interrupt(&self.shared.config_vector, CONFIG_CHANGED),
+            interrupt,
         };
         let (queues, broken) = self.queues(&inner.common);
         if let Some(index) = broken {
@@ -393,6 +404,7 @@ impl Transport {
             features: inner.common.features(),
             queues,
             faults: Arc::new(faults.clone()),
+            config_changes,
         };
         inner.life = Some(match device.start(start) {
             Ok(running) => Life::Running(running),
@@ -511,6 +523,7 @@ impl Region for Transport {
                 let left = usize::try_from(place::DEVICE_SIZE - offset).unwrap_or(usize::MAX);
                 let length = data.len().min(left);
                 if let Some(inside) = data.get_mut(..length) {
+                    let _unchanged = self.generation.lock();
                     self.config.read(offset, inside);
                 }
             }

@@ -16,6 +16,7 @@ mod offset {
     pub const CONFIG_VECTOR: u64 = 0x10;
     pub const NUM_QUEUES: usize = 0x12;
     pub const STATUS: u64 = 0x14;
+    pub const CONFIG_GENERATION: usize = 0x15;
     pub const QUEUE_SELECT: u64 = 0x16;
     pub const QUEUE_SIZE: u64 = 0x18;
     pub const QUEUE_VECTOR: u64 = 0x1a;
@@ -96,7 +97,13 @@ impl Common {
     }
 
     /// All registers, as they are read.
-    pub fn bytes(&self, status: u8, config_vector: u16, queue_vector: u16) -> [u8; SIZE] {
+    pub fn bytes(
+        &self,
+        status: u8,
+        generation: u8,
+        config_vector: u16,
+        queue_vector: u16,
+    ) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
         let mut put = |at: usize, value: &[u8]| {
             if let Some(place) = bytes.get_mut(at..at + value.len()) {
@@ -127,6 +134,7 @@ impl Common {
             &(self.queues.len() as u16).to_le_bytes(),
         );
         put(offset::STATUS as usize, &[status]);
+        put(offset::CONFIG_GENERATION, &[generation]);
         put(
             offset::QUEUE_SELECT as usize,
             &self.queue_select.to_le_bytes(),

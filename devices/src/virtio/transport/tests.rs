@@ -258,3 +258,105 @@ proptest! {
         prop_assert_eq!(driver.status(), 0);
     }
 }
+
+/// Changes of a [`Counter`]'s registers: fewer than there are generations.
+const CHANGES: u16 = 250;
+
+/// A device whose registers are the same number twice, which a thread of its own counts up once.
+struct Counter(Arc<std::sync::atomic::AtomicU32>);
+
+struct Halves(Arc<std::sync::atomic::AtomicU32>);
+
+impl DeviceConfig for Halves {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let bytes = self.0.load(Ordering::SeqCst).to_le_bytes();
+        for (at, byte) in (offset as usize..).zip(data) {
+            *byte = bytes.get(at).copied().unwrap_or(0);
+        }
+    }
+}
+
+impl Device for Counter {
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn config(&self) -> Arc<dyn DeviceConfig> {
+        Arc::new(Halves(Arc::clone(&self.0)))
+    }
+
+    fn start(self: Box<Self>, start: Start) -> Result<Box<dyn Running>, NotStarted> {
+        let changes = start.config_changes;
+        let value = Arc::clone(&self.0);
+        let thread = std::thread::spawn(move || {
+            for number in 1..=u32::from(CHANGES) {
+                // Neither half of a change is seen alone.
+                changes.make(|| {
+                    value.store(number, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_micros(20));
+                    value.store(number << 16 | number, Ordering::SeqCst);
+                });
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        Ok(Box::new(RunningCounter {
+            device: self,
+            thread,
+        }))
+    }
+}
+
+struct RunningCounter {
+    device: Box<Counter>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Running for RunningCounter {
+    fn pause(&mut self) {}
+
+    fn resume(&mut self) {}
+
+    fn stop(self: Box<Self>) -> Box<dyn Device> {
+        self.thread.join().unwrap();
+        self.device
+    }
+}
+
+fn counter() -> Driver {
+    Driver::new(Box::new(Counter(Arc::default())))
+}
+
+#[test]
+fn a_change_of_registers_is_told_by_generation_status_and_interrupt() {
+    let mut driver = counter();
+    let generation = |driver: &Driver| driver.read::<1>(0x15)[0];
+    assert_eq!(generation(&driver), 0);
+    driver.start(0, 8);
+    driver.wait_interrupt(0);
+    assert_eq!(driver.isr() & 2, 2);
+    driver.set_status(0);
+    assert_eq!(driver.isr(), 0);
+    assert_eq!(driver.read(0x2000), CHANGES.to_le_bytes());
+    assert_eq!(u16::from(generation(&driver)), CHANGES);
+}
+
+#[test]
+fn registers_read_between_two_equal_generations_are_of_one_moment() {
+    let mut driver = counter();
+    driver.start(0, 8);
+    let mut last = 0;
+    while last < CHANGES {
+        let before = driver.read::<1>(0x15)[0];
+        let low = u16::from_le_bytes(driver.read(0x2000));
+        let high = u16::from_le_bytes(driver.read(0x2002));
+        if driver.read::<1>(0x15)[0] == before {
+            assert_eq!(low, high);
+            assert_eq!(low, u16::from(before));
+            last = low;
+        }
+    }
+}

@@ -29,12 +29,18 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// The commands of the compatible interface and ours: arguments, method, route, body.
-const COMMAND_LINES: [(&str, Method, &str, &str); 32] = [
+const COMMAND_LINES: [(&str, Method, &str, &str); 33] = [
     (
         "add-device path=/d,id=gpu0,guest_numa_ids=[2-9]",
         Method::Put,
         "vm.add-device",
         r#"{"guest_numa_ids":[2,3,4,5,6,7,8,9],"id":"gpu0","iommu":false,"path":"/d","pci_segment":0}"#,
+    ),
+    (
+        "add-disk path=/disk,readonly=on,id=data",
+        Method::Put,
+        "vm.add-disk",
+        r#"{"backing_files":false,"direct":false,"id":"data","image_type":"Unknown","lock_granularity":"ByteRange","num_queues":1,"path":"/disk","pci_segment":0,"queue_size":128,"readonly":true,"sparse":true}"#,
     ),
     (
         "add-user-device socket=/s,pci_segment=1",
@@ -146,8 +152,7 @@ const COMMAND_LINES: [(&str, Method, &str, &str); 32] = [
 ];
 
 /// Commands whose options are not there yet, with what they are given.
-const NOT_YET: [&str; 10] = [
-    "add-disk path=/disk,readonly=on",
+const NOT_YET: [&str; 9] = [
     "add-fs tag=a,socket=/s",
     "add-generic-vhost-user socket=/s,queue_sizes=[1],device_type=1",
     "add-net tap=tap0",

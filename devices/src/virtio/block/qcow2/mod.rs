@@ -34,7 +34,8 @@ use imago::io_buffers::IoVectorMut;
 use imago::{FormatAccess, Mapping, ShallowMapping};
 use thiserror::Error;
 
-use super::buffers::{NOTHING, Scatter};
+use super::scatter::Scatter;
+use crate::virtio::buffers::NOTHING;
 use storage::ImageFile;
 
 pub use chain::ChainError;

@@ -1,5 +1,7 @@
 //! Every request, rightly and wrongly made, with both ways to ask the host.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::virtio::testing::RAM;
 
@@ -291,5 +293,42 @@ fn errors_of_the_host_are_the_guests_to_handle() {
         let data = [writable(DATA, 1024)];
         assert_eq!(ask(&mut driver, IN, 1, &data), (IO_ERROR, 512));
         assert_eq!(ask(&mut driver, IN, 8, &data), (IO_ERROR, 0));
+    }
+}
+
+#[test]
+fn what_was_moved_is_counted() {
+    for engine in ENGINES {
+        let file = disk_of(&pattern(0, SIZE));
+        let image = Arc::new(Image::open(&options(file.path())).unwrap());
+        let parts = BlockParts {
+            image: Arc::clone(&image),
+            ..parts(
+                Image::open(&options(disk_of(&[0; 512]).path())).unwrap(),
+                engine,
+            )
+        };
+        let mut driver = Driver::new(Box::new(Block::new(parts)));
+        driver.start(0, 16);
+        let two = [writable(DATA, 512), writable(DATA + 0x1000, 1024)];
+        assert_eq!(ask(&mut driver, IN, 3, &two).0, OK);
+        assert_eq!(ask(&mut driver, IN, u64::MAX, &two).0, IO_ERROR);
+        assert_eq!(ask(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, OK);
+        // These move nothing of the guest's.
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, OK);
+        assert_eq!(ask(&mut driver, GET_ID, 0, &[writable(DATA, 20)]).0, OK);
+        let values: BTreeMap<_, _> = image.counters().into_iter().collect();
+        let expected = [
+            ("read_bytes", 1536),
+            ("read_ops", 1),
+            ("write_bytes", 512),
+            ("write_ops", 1),
+            ("errors", 1),
+        ];
+        for (name, value) in expected {
+            assert_eq!(values[name], value, "{values:?}");
+        }
+        assert!(values["read_latency_max"] >= values["read_latency_avg"]);
+        assert!(values["read_latency_min"] <= values["read_latency_avg"]);
     }
 }

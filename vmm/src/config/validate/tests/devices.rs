@@ -202,7 +202,7 @@ fn every_device_has_a_name() {
     for (options, names) in [
         (
             &["--device", "path=/d", "path=/e"][..],
-            &["_vfio0", "_vfio1"][..],
+            &["_vfio0", "_vfio1", "__rng"][..],
         ),
         (
             &[
@@ -212,15 +212,15 @@ fn every_device_has_a_name() {
                 "--user-device",
                 "socket=/s",
             ],
-            &["a", "_vfio1", "_vfio_user0"],
+            &["a", "_vfio1", "_vfio_user0", "__rng"],
         ),
         (
             &["--device", "path=/d,id=_vfio1", "path=/e", "path=/f"],
-            &["_vfio1", "_vfio2", "_vfio3"],
+            &["_vfio1", "_vfio2", "_vfio3", "__rng"],
         ),
         (
             &["--device", "path=/d", "path=/e,id=_vfio0", "path=/f"],
-            &["_vfio1", "_vfio0", "_vfio2"],
+            &["_vfio1", "_vfio0", "_vfio2", "__rng"],
         ),
         (
             &["--rng", "src=/r", "--device", "path=/d"],
@@ -230,6 +230,31 @@ fn every_device_has_a_name() {
     ] {
         assert_eq!(configured(options).device_ids(), names, "{options:?}");
     }
+}
+
+#[test]
+fn a_guest_has_a_source_of_entropy_unless_it_has_no_pci() {
+    let body = |platform: &str| {
+        let text = format!(r#"{{"payload": {{"kernel": "k"}}, "platform": {platform}}}"#);
+        VmConfig::from_json(text.as_bytes()).unwrap()
+    };
+    for config in [configured(&[]), body("{}")] {
+        assert_eq!(config.rng.unwrap().src, Path::new("/dev/urandom"));
+    }
+    for config in [
+        configured(&["--platform", "acpi=off"]),
+        body(r#"{"acpi": false}"#),
+    ] {
+        assert_eq!(config.rng, None);
+        assert_eq!(config.validate(Isa::Aarch64), Ok(()));
+    }
+    let options = ["--platform", "acpi=off", "--rng", "src=/dev/urandom"];
+    assert_eq!(
+        problems(Isa::Aarch64, &options),
+        [
+            "--rng src=/dev/urandom: a guest with --platform acpi=off has no PCI yet; drop one of the two"
+        ]
+    );
 }
 
 #[test]
@@ -256,7 +281,9 @@ fn no_two_devices_are_the_same_or_in_the_same_place() {
         ]
     );
     let paths: Vec<String> = (0..33).map(|i| format!("path=/d{i}")).collect();
-    let mut options = vec!["--device"];
+    let platform = ["--platform", "num_pci_segments=2", "--rng", "pci_segment=1"];
+    let mut options = platform.to_vec();
+    options.push("--device");
     options.extend(paths[..31].iter().map(String::as_str));
     assert_eq!(problems(Isa::X86_64, &options), [""; 0]);
     options.extend(paths[31..].iter().map(String::as_str));

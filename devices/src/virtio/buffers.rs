@@ -1,18 +1,15 @@
-//! Buffers of requests, as the host is given them.
+//! Parts of guest memory, and how the host is given them.
 #![expect(
     unsafe_code,
     reason = "copies between guest memory and buffers of our own, by addresses"
 )]
 
-use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use libc::{c_int, iovec, off_t};
-use vm_memory::{GuestMemory as _, Permissions, VolatileSlice};
+use libc::iovec;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
 
-use super::request::Part;
-use crate::virtio::Memory;
+use super::Memory;
 
 /// The most buffers of one call (IOV_MAX, readv(2)).
 pub const MOST: usize = 1024;
@@ -32,6 +29,70 @@ impl Zeroes {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// A part of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub gpa: GuestAddress,
+    pub bytes: u32,
+}
+
+/// Bytes of all parts.
+pub fn length_of(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| u64::from(part.bytes)).sum()
+}
+
+/// Reads bytes from the beginning of parts, and takes them away.
+pub fn take<const N: usize>(parts: &mut Vec<Part>, memory: &Memory) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    let mut used = 0;
+    for part in parts.iter_mut() {
+        let room = bytes.get_mut(filled..)?;
+        if room.is_empty() {
+            break;
+        }
+        let count = room.len().min(part.bytes as usize);
+        memory.read_slice(room.get_mut(..count)?, part.gpa).ok()?;
+        filled += count;
+        // At most as many as there are, and no more than N.
+        part.bytes -= count as u32;
+        part.gpa = GuestAddress(part.gpa.0.checked_add(count as u64)?);
+        used += usize::from(part.bytes == 0);
+    }
+    parts.drain(..used);
+    (filled == N).then_some(bytes)
+}
+
+/// Writes bytes to the beginning of parts.
+///
+/// # Returns
+/// Whether all of them found room in memory.
+pub fn put(parts: &[Part], memory: &Memory, bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    for part in parts {
+        let (now, later) = rest.split_at(rest.len().min(part.bytes as usize));
+        if memory.write_slice(now, part.gpa).is_err() {
+            return false;
+        }
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    rest.is_empty()
+}
+
+/// Leaves at most so many bytes of parts.
+pub fn truncate(parts: &mut Vec<Part>, bytes: u64) {
+    let mut left = bytes;
+    parts.retain_mut(|part| {
+        // No part is longer than it was.
+        part.bytes = u64::from(part.bytes).min(left) as u32;
+        left -= u64::from(part.bytes);
+        part.bytes > 0
+    });
 }
 
 /// The buffers of a request. Keeps its room for the next one.
@@ -171,9 +232,31 @@ impl Buffers {
         }
     }
 
+    /// Leaves at most so many bytes of what is not done.
+    pub fn truncate(&mut self, bytes: usize) {
+        let mut left = bytes;
+        let mut end = self.at;
+        while let Some(buffer) = self.list.get_mut(end) {
+            if left == 0 {
+                break;
+            }
+            buffer.iov_len = buffer.iov_len.min(left);
+            left -= buffer.iov_len;
+            end += 1;
+        }
+        self.list.truncate(end);
+    }
+
+    /// Bytes that are not done.
+    pub fn left(&self) -> usize {
+        let rest = self.list.get(self.at..).unwrap_or_default();
+        let lengths = rest.iter().map(|buffer| buffer.iov_len);
+        lengths.fold(0, usize::saturating_add)
+    }
+
     /// Copies from or to the next bytes, without going on. Calls `copy` with a part of guest memory and
     /// where in the bytes it belongs.
-    fn each(&self, bytes: usize, mut copy: impl FnMut(VolatileSlice<'_>, usize)) {
+    pub fn each(&self, bytes: usize, mut copy: impl FnMut(VolatileSlice<'_>, usize)) {
         let mut done = 0;
         for buffer in self.list.get(self.at..).unwrap_or_default() {
             let length = buffer.iov_len.min(bytes - done);
@@ -248,71 +331,5 @@ impl Bounce {
                 slice.copy_from(room);
             }
         });
-    }
-}
-
-/// The buffers of a request that another thread works on.
-#[derive(Default)]
-pub struct Scatter {
-    pub buffers: Buffers,
-    /// Through which it goes, if the host cannot take them as they are.
-    pub bounce: Option<Bounce>,
-}
-
-impl Scatter {
-    /// Reads bytes of a file into the next ones, and goes on behind them.
-    ///
-    /// # Returns
-    /// How many.
-    ///
-    /// # Errors
-    /// The host fails.
-    pub fn read(&mut self, file: RawFd, offset: u64, bytes: u64) -> io::Result<u64> {
-        let (iovecs, count) = match &mut self.bounce {
-            Some(bounce) => bounce.next(bytes, None),
-            None => self.buffers.next_of(bytes),
-        };
-        let moved = moved(|| {
-            // SAFETY: the buffers are in memory that is kept, or are our own.
-            unsafe { libc::preadv(file, iovecs, count as c_int, offset as off_t) }
-        })?;
-        if let Some(bounce) = &mut self.bounce {
-            bounce.give(&self.buffers, moved);
-        }
-        self.buffers.advance(moved);
-        Ok(moved as u64)
-    }
-
-    /// Writes the next bytes to a file, and goes on behind them.
-    ///
-    /// # Returns
-    /// How many.
-    ///
-    /// # Errors
-    /// The host fails.
-    pub fn write(&mut self, file: RawFd, offset: u64, bytes: u64) -> io::Result<u64> {
-        let (iovecs, count) = match &mut self.bounce {
-            Some(bounce) => bounce.next(bytes, Some(&self.buffers)),
-            None => self.buffers.next_of(bytes),
-        };
-        let moved = moved(|| {
-            // SAFETY: the buffers are in memory that is kept, or are our own.
-            unsafe { libc::pwritev(file, iovecs, count as c_int, offset as off_t) }
-        })?;
-        self.buffers.advance(moved);
-        Ok(moved as u64)
-    }
-}
-
-/// Asks the host until nothing interrupts it.
-fn moved(mut ask: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(ask()) {
-            Ok(moved) => return Ok(moved),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
-        }
     }
 }

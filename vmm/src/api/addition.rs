@@ -1,0 +1,53 @@
+//! Devices that are given to a virtual machine that exists.
+
+use super::action::ActionError;
+use super::types::VmState;
+use crate::config::{DeviceConfig, DiskConfig, UserDeviceConfig, VmConfig};
+
+/// A device that a virtual machine is to be given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addition {
+    /// A device of the host.
+    Device(DeviceConfig),
+    /// A device in another process.
+    UserDevice(UserDeviceConfig),
+    /// A disk.
+    Disk(DiskConfig),
+}
+
+impl Addition {
+    /// Looks whether it can be added in a state: before boot, for now.
+    ///
+    /// # Errors
+    /// It can never be added after boot, or cannot yet.
+    pub fn check(&self, state: VmState) -> Result<(), ActionError> {
+        match state {
+            VmState::Created | VmState::Shutdown => return Ok(()),
+            VmState::Running | VmState::Paused => {}
+        }
+        let (route, id, owns_nodes) = match self {
+            Self::Device(device) => ("vm.add-device", &device.id, device.guest_numa_ids.is_some()),
+            Self::UserDevice(device) => (
+                "vm.add-user-device",
+                &device.id,
+                device.guest_numa_ids.is_some(),
+            ),
+            Self::Disk(disk) => ("vm.add-disk", &disk.id, false),
+        };
+        Err(match owns_nodes {
+            true => ActionError::NodesAfterBoot {
+                id: id.clone().unwrap_or_else(|| "without an id".to_owned()),
+            },
+            false => ActionError::NotYet(route),
+        })
+    }
+
+    /// Adds it to what is asked for.
+    pub fn add_to(self, config: &mut VmConfig) {
+        match self {
+            Self::Device(device) => config.devices.push(device),
+            Self::UserDevice(device) => config.user_devices.push(device),
+            Self::Disk(disk) => config.disks.push(disk),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The host's side of virtio devices: opened once, for all boots of a virtual machine.
+
+mod disk;
+mod rng;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use devices::virtio::Device;
+use devices::virtio::block::ImageError;
+use devices::virtio::rng::Rng;
+use thiserror::Error;
+
+use self::disk::Disk;
+use crate::api::VmCounters;
+use crate::config::VmConfig;
+use crate::plan::VirtioKind;
+
+/// Why something that a device needs cannot be had.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// A file cannot be opened.
+    #[error("{option}: cannot open it")]
+    Open {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An image cannot be used.
+    #[error("{option}")]
+    Image {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ImageError,
+    },
+}
+
+/// What virtio devices need of the host.
+pub struct Backends {
+    rng: Option<File>,
+    /// By the disks' names.
+    disks: BTreeMap<String, Disk>,
+}
+
+impl Backends {
+    /// Opens what the devices of a configuration need. All of them must have names.
+    ///
+    /// # Errors
+    /// Something is not there.
+    pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
+        let rng = config.rng.as_ref().map(rng::open).transpose()?;
+        let disks = config.disks.iter();
+        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        Ok(Self {
+            rng,
+            disks: disks.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// A device of that name for one boot; nothing if the configuration has none of that kind.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn device(&self, kind: VirtioKind, name: &str) -> io::Result<Option<Box<dyn Device>>> {
+        match kind {
+            VirtioKind::Rng => {
+                let source = self.rng.as_ref().map(File::try_clone).transpose()?;
+                Ok(source.map(|source| Box::new(Rng::new(source)) as Box<dyn Device>))
+            }
+            VirtioKind::Block => {
+                let disk = self.disks.get(name);
+                Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
+        }
+    }
+
+    /// What devices have counted, over all boots; those that count nothing are not in it.
+    pub fn counters(&self) -> VmCounters {
+        let disks = self.disks.iter();
+        let disks = disks.map(|(name, disk)| (name.clone(), disk.counters()));
+        disks.map(|(name, values)| (name, named(values))).collect()
+    }
+}
+
+fn name(id: Option<&String>) -> String {
+    id.cloned().unwrap_or_default()
+}
+
+fn named(values: Vec<(&'static str, u64)>) -> BTreeMap<String, u64> {
+    let values = values.into_iter();
+    values
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
