@@ -7,8 +7,8 @@ use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::scatter::Scatter;
 use super::qcow2::{Disk, Work};
+use super::scatter::Scatter;
 
 /// Threads of an image. Work that changes where bytes are is done one after the other; the others read.
 const THREADS: usize = 4;

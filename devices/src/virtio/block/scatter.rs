@@ -1,5 +1,8 @@
 //! Buffers of a request that another thread than the queue's works on.
-#![expect(unsafe_code, reason = "the host reads and writes guest memory by its addresses")]
+#![expect(
+    unsafe_code,
+    reason = "the host reads and writes guest memory by its addresses"
+)]
 
 use std::io;
 use std::os::fd::RawFd;

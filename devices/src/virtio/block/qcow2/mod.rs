@@ -23,6 +23,9 @@ mod flight;
 mod header;
 mod storage;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
@@ -420,6 +423,16 @@ impl Disk {
         self.image.sync()?;
         self.synced.fetch_max(changes, Ordering::SeqCst);
         Ok(0)
+    }
+
+    /// For tests: the image's own file.
+    #[cfg(test)]
+    fn file(&self) -> &ImageFile {
+        self.image
+            .inner()
+            .collect_storage_dependencies()
+            .pop()
+            .unwrap()
     }
 
     /// Whether a sync has failed.

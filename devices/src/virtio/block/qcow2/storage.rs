@@ -9,7 +9,7 @@
 //!
 //! - such an entry is kept back until `imago` flushes, which writes all refcounts first. Nothing names
 //!   clusters whose refcount block is not named itself: [`Disk`](super::Disk) flushes before it does;
-//! - between refcounts and other tables the file is synced.
+//! - between refcounts and other tables the file is synced, and between a table and what names it.
 #![expect(
     unsafe_code,
     reason = "a trait of imago has functions that are unsafe to call"
@@ -185,7 +185,14 @@ impl ImageFile {
         } else {
             Kind::Others
         };
-        self.be_synced_for(&mut order, kind)?;
+        let is_named = moved.is_some();
+        if order
+            .unsynced
+            .is_some_and(|unsynced| unsynced != kind || is_named)
+        {
+            self.sync_file()?;
+            order.unsynced = None;
+        }
         self.write(bytes, offset)?;
         order.unsynced = Some(kind);
         if let Some(table) = moved {
@@ -199,44 +206,27 @@ impl ImageFile {
         Ok(())
     }
 
-    fn be_synced_for(&self, order: &mut Order, kind: Kind) -> io::Result<()> {
-        if order.unsynced.is_some_and(|unsynced| unsynced != kind) {
-            self.sync_file()?;
-            order.unsynced = None;
-        }
-        Ok(())
-    }
-
     /// Writes what was kept back. What it names is written.
     fn write_kept_back(&self) -> io::Result<()> {
         let mut order = self.order();
-        loop {
-            let (is_block, entry) = match order.new_blocks.first_key_value() {
-                Some((at, entry)) => (true, (*at, *entry)),
-                None => match order.new_l2s.first_key_value() {
-                    Some((at, entry)) => (false, (*at, *entry)),
-                    None => return Ok(()),
-                },
-            };
-            if order.unsynced.is_some() {
+        let order = &mut *order;
+        // A refcount block is named before what needs it.
+        let kinds = [
+            (&mut order.new_blocks, Kind::Refcounts),
+            (&mut order.new_l2s, Kind::Others),
+        ];
+        for (kept, kind) in kinds {
+            if !kept.is_empty() && order.unsynced.is_some() {
                 self.sync_file()?;
                 order.unsynced = None;
             }
-            let (at, entry) = entry;
-            self.write(&entry, at)?;
-            let kept = if is_block {
-                &mut order.new_blocks
-            } else {
-                &mut order.new_l2s
-            };
-            kept.remove(&at);
-            // Entries of one table need no order.
-            if is_block && order.new_blocks.is_empty() {
-                order.unsynced = Some(Kind::Refcounts);
-            } else if !is_block && order.new_l2s.is_empty() {
-                order.unsynced = Some(Kind::Others);
+            while let Some((at, entry)) = kept.first_key_value().map(|(at, entry)| (*at, *entry)) {
+                order.unsynced = Some(kind);
+                self.write(&entry, at)?;
+                kept.remove(&at);
             }
         }
+        Ok(())
     }
 
     #[cfg(test)]

@@ -1,6 +1,6 @@
 mod image;
 mod property;
-mod qcow2;
+pub(super) mod qcow2;
 mod requests;
 mod running;
 

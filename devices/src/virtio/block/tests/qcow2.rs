@@ -22,7 +22,7 @@ pub(crate) fn qemu_img(arguments: &[&str], folder: &Path) -> Output {
         .unwrap_or_else(|error| panic!("{program:?}: {error}; install qemu-utils or set QEMU_IMG"))
 }
 
-fn run(arguments: &[&str], folder: &Path) -> String {
+pub(crate) fn run(arguments: &[&str], folder: &Path) -> String {
     let output = qemu_img(arguments, folder);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaints = String::from_utf8_lossy(&output.stderr);
@@ -52,7 +52,7 @@ pub(crate) fn check(path: &Path, leaks_too: bool) {
 }
 
 /// The bytes of the disk, as `qemu-img` reads them.
-fn bytes_of(path: &Path) -> Vec<u8> {
+pub(crate) fn bytes_of(path: &Path) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = path.to_str().unwrap();
     run(
@@ -63,7 +63,7 @@ fn bytes_of(path: &Path) -> Vec<u8> {
 }
 
 /// A folder with an image that was created with these options.
-fn created(create: &[&str]) -> (TempDir, PathBuf) {
+pub(crate) fn created(create: &[&str]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let mut arguments = vec!["create", "-q", "-f", "qcow2"];
     arguments.extend(create);
@@ -74,7 +74,7 @@ fn created(create: &[&str]) -> (TempDir, PathBuf) {
 }
 
 /// A folder with an image that has these bytes.
-fn converted(bytes: &[u8], convert: &[&str]) -> (TempDir, PathBuf) {
+pub(crate) fn converted(bytes: &[u8], convert: &[&str]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("raw"), bytes).unwrap();
     let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
