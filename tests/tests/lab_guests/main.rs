@@ -5,6 +5,7 @@ mod bad_input;
 mod cpus;
 mod device_loss;
 mod device_memory;
+mod disks_fs;
 mod late_memory;
 mod lifecycle;
 mod matrix;

@@ -181,7 +181,7 @@ fn an_image_is_in_order_whenever_it_is_left() {
             .filter(|written| matches!(written, Written::Sync))
             .count();
         assert!(
-            syncs > 10 && journal.len() > 100,
+            syncs > 3 && journal.len() > 30,
             "{syncs} of {}",
             journal.len()
         );
@@ -301,10 +301,66 @@ fn what_was_flushed_is_there_after_the_process_is_killed() {
 
 /// A cluster that was let go is given to others only after all who had looked up its place are done.
 #[test]
-fn no_place_is_used_after_it_was_given_to_others() {
+fn who_lets_a_cluster_go_waits_for_those_who_use_its_place() {
+    const CLUSTER: u64 = 4096;
+    let kinds = [
+        Work::Discard {
+            offset: 0,
+            length: CLUSTER,
+        },
+        Work::Zero {
+            offset: 0,
+            length: CLUSTER,
+            unmap: true,
+        },
+    ];
+    for work in kinds {
+        let (_folder, path) = created(&["-o", "cluster_size=4k"]);
+        let disk = disk(&path);
+        let room = Room::new(CLUSTER);
+        room.write(&disk, 0, &[1; CLUSTER as usize]).unwrap();
+        let (place, _) = disk.place(0, CLUSTER, true).unwrap();
+        let Place::File {
+            file,
+            offset,
+            flight,
+        } = place
+        else {
+            panic!("it has no place of its own");
+        };
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                nothing(&disk, work).unwrap();
+                // The first that is free is the one that was let go.
+                let room = Room::new(CLUSTER);
+                room.write(&disk, 64 * CLUSTER, &[2; CLUSTER as usize])
+                    .unwrap();
+                is_done.store(true, Ordering::SeqCst);
+            });
+            thread::sleep(Duration::from_millis(100));
+            assert!(!is_done.load(Ordering::SeqCst), "{work:?} has not waited");
+            // Nobody else can look up a place meanwhile.
+            assert!(matches!(
+                disk.place(0, 512, false).unwrap().0,
+                Place::Unknown
+            ));
+            write_at(file, &[3; CLUSTER as usize], offset).unwrap();
+            drop(flight);
+        });
+        let (place, _) = disk.place(64 * CLUSTER, CLUSTER, true).unwrap();
+        assert!(matches!(place, Place::File { offset: now, .. } if now == offset));
+        let bytes = room.read(&disk, 64 * CLUSTER, CLUSTER).unwrap();
+        assert_eq!(bytes, [2; CLUSTER as usize]);
+        assert_eq!(room.read(&disk, 0, CLUSTER).unwrap(), [0; CLUSTER as usize]);
+    }
+}
+
+#[test]
+fn many_threads_find_their_bytes_while_places_change() {
     let (_folder, path) = created(&["-o", "cluster_size=4k"]);
     let disk = disk(&path);
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + Duration::from_secs(1);
     let in_place = AtomicU32::new(0);
     const CLUSTER: u64 = 4096;
     thread::scope(|scope| {
@@ -372,7 +428,7 @@ fn no_place_is_used_after_it_was_given_to_others() {
             });
         }
     });
-    assert!(in_place.into_inner() > 50);
+    assert!(in_place.into_inner() > 10);
     drop(disk);
     check(&path, true);
 }
