@@ -22,6 +22,7 @@ mod linux;
 mod output;
 pub mod passthrough;
 pub mod probe;
+pub mod qcow2;
 mod report;
 mod shared_card;
 mod signals;

@@ -6,6 +6,7 @@ mod console;
 mod cpus;
 mod device_loss;
 mod device_memory;
+mod disks_fs;
 mod late_memory;
 mod lifecycle;
 mod matrix;

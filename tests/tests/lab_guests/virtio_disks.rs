@@ -229,10 +229,7 @@ fn images_that_cannot_be_used_are_named() -> Result<()> {
     for (name, reason) in [
         ("missing", "cannot open it: No such file"),
         ("", "neither a file nor a block device"),
-        (
-            "qcow2",
-            "qcow2 images are not supported yet; image_type=raw",
-        ),
+        ("qcow2", "it has version 0 of qcow2; 2 and 3 are known"),
     ] {
         let path = folder.path().join(name);
         let disk = format!("path={}", path.display());

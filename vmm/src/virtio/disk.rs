@@ -32,7 +32,7 @@ impl Disk {
             direct,
             num_queues,
             queue_size,
-            // Validation refuses other formats and backing files.
+            // Validation refuses other formats.
             rate_limiter_config,
             rate_limit_group,
             id: _,
@@ -40,7 +40,7 @@ impl Disk {
             pci_segment: _,
             pci_device_id: _,
             queue_affinity,
-            backing_files: _,
+            backing_files,
             sparse,
             image_type,
             lock_granularity,
@@ -52,10 +52,10 @@ impl Disk {
             sparse: *sparse,
             format: match image_type {
                 ImageType::Raw => ImageFormat::Raw,
-                ImageType::Unknown | ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
-                    ImageFormat::Detect
-                }
+                ImageType::Qcow2 => ImageFormat::Qcow2,
+                ImageType::Unknown | ImageType::FixedVhd | ImageType::Vhdx => ImageFormat::Detect,
             },
+            backing_files: *backing_files,
             lock: match lock_granularity {
                 LockGranularity::ByteRange => Lock::ByteRange,
                 LockGranularity::Full => Lock::Full,

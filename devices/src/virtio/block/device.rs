@@ -87,11 +87,11 @@ impl Block {
         let index = queue.index;
         let size = self.queues.get(usize::from(index)).copied();
         let at_once = size.unwrap_or(1).clamp(1, MOST_AT_ONCE);
-        let file = self.image.fd();
         let engine = match self.engine {
-            EngineChoice::Auto => Engine::new(file, at_once),
-            EngineChoice::Calls => Engine::Calls { file },
+            EngineChoice::Auto => Engine::new(at_once),
+            EngineChoice::Calls => Engine::Calls,
         };
+        let port = self.image.port()?;
         let host_cpus = self.host_cpus.get(usize::from(index)).cloned();
         // Section 5.2.6.2: a driver without flushes takes what is written for safe.
         let synchronous = features & feature::FLUSH == 0;
@@ -99,7 +99,7 @@ impl Block {
         let handler = BlockHandler::new(
             Arc::clone(&self.image),
             queue,
-            engine,
+            (engine, port),
             at_once,
             host_cpus.unwrap_or_default(),
             synchronous,
@@ -201,7 +201,8 @@ impl BlockConfig {
         let segments = u32::from(queue_size.clamp(3, MOST_AT_ONCE) - 2);
         let discards = |value: u32| if image.discards { value } else { 0 };
         let zeroes = |value: u32| if image.readonly { 0 } else { value };
-        let aligned = (blocks.physical / SECTOR) as u32;
+        // Clusters are at most 2 MiB.
+        let aligned = (image.granularity / SECTOR) as u32;
         let mut bytes = Vec::with_capacity(REGISTERS);
         bytes.extend((image.capacity / SECTOR).to_le_bytes());
         // The largest segment, which may be any.

@@ -47,7 +47,7 @@ pub enum Operation {
 /// Asks the host.
 pub enum Engine {
     Ring(Box<Ring>),
-    Calls { file: RawFd },
+    Calls,
 }
 
 /// An operation that has ended: whose it was, and what came of it, or the error's number less than zero.
@@ -56,12 +56,12 @@ pub type Completion = (u16, i32);
 impl Engine {
     /// io_uring for so many operations at once; calls if the host refuses it or does not know all
     /// that is needed.
-    pub fn new(file: RawFd, entries: u16) -> Self {
-        match Ring::new(file, entries) {
+    pub fn new(entries: u16) -> Self {
+        match Ring::new(entries) {
             Ok(ring) => Self::Ring(Box::new(ring)),
             Err(error) => {
                 log::info!("disks do without io_uring: {error}");
-                Self::Calls { file }
+                Self::Calls
             }
         }
     }
@@ -70,7 +70,7 @@ impl Engine {
     pub fn event(&self) -> Option<&EventFd> {
         match self {
             Self::Ring(ring) => Some(&ring.event),
-            Self::Calls { .. } => None,
+            Self::Calls => None,
         }
     }
 
@@ -83,14 +83,19 @@ impl Engine {
     /// More operations than there is room for.
     ///
     /// # Safety
-    /// The iovecs and the memory that they name are there, and nothing but the guest and the host uses
-    /// the memory, until the operation has ended or the engine is dropped.
-    pub unsafe fn begin(&mut self, operation: Operation, user: u16) -> io::Result<Option<i32>> {
+    /// The file, the iovecs and the memory that they name are there, and nothing but the guest and the
+    /// host uses the memory, until the operation has ended or the engine is dropped.
+    pub unsafe fn begin(
+        &mut self,
+        file: RawFd,
+        operation: Operation,
+        user: u16,
+    ) -> io::Result<Option<i32>> {
         match self {
             // SAFETY: as the caller says.
-            Self::Ring(ring) => unsafe { ring.push(operation, user) }.map(|()| None),
+            Self::Ring(ring) => unsafe { ring.push(file, operation, user) }.map(|()| None),
             // SAFETY: as the caller says, and it has ended when this returns.
-            Self::Calls { file } => Ok(Some(unsafe { call(*file, operation) })),
+            Self::Calls => Ok(Some(unsafe { call(file, operation) })),
         }
     }
 
@@ -106,7 +111,7 @@ impl Engine {
     pub fn next_completion(&mut self) -> Option<Completion> {
         match self {
             Self::Ring(ring) => ring.next_completion(),
-            Self::Calls { .. } => None,
+            Self::Calls => None,
         }
     }
 
@@ -114,7 +119,7 @@ impl Engine {
     pub fn is_busy(&self) -> bool {
         match self {
             Self::Ring(ring) => ring.begun > 0,
-            Self::Calls { .. } => false,
+            Self::Calls => false,
         }
     }
 
@@ -122,7 +127,7 @@ impl Engine {
     pub fn has_unsubmitted(&mut self) -> bool {
         match self {
             Self::Ring(ring) => !ring.ring.submission().is_empty(),
-            Self::Calls { .. } => false,
+            Self::Calls => false,
         }
     }
 
@@ -133,7 +138,7 @@ impl Engine {
     pub fn wait(&mut self) -> io::Result<()> {
         match self {
             Self::Ring(ring) => ring.wait(),
-            Self::Calls { .. } => Ok(()),
+            Self::Calls => Ok(()),
         }
     }
 
@@ -157,7 +162,7 @@ impl Engine {
         match self {
             // The kernel's own workers for a thread do not run where the thread does of themselves.
             Self::Ring(ring) => ring.bind_workers(&set),
-            Self::Calls { .. } => Ok(()),
+            Self::Calls => Ok(()),
         }
     }
 }
@@ -166,13 +171,12 @@ impl Engine {
 pub struct Ring {
     ring: IoUring,
     event: EventFd,
-    file: RawFd,
     /// Operations that have not ended, whether the host has them or not.
     begun: usize,
 }
 
 impl Ring {
-    fn new(file: RawFd, entries: u16) -> io::Result<Self> {
+    fn new(entries: u16) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(entries).next_power_of_two())?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -190,15 +194,14 @@ impl Ring {
         Ok(Self {
             ring,
             event,
-            file,
             begun: 0,
         })
     }
 
     /// # Safety
     /// As for [`Engine::begin`].
-    unsafe fn push(&mut self, operation: Operation, user: u16) -> io::Result<()> {
-        let entry = entry(Fd(self.file), operation).user_data(user.into());
+    unsafe fn push(&mut self, file: RawFd, operation: Operation, user: u16) -> io::Result<()> {
+        let entry = entry(Fd(file), operation).user_data(user.into());
         // SAFETY: the caller keeps what it names until it has ended, and dropping waits for the end.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::other("more requests than the ring has room for"))?;

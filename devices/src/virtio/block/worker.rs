@@ -12,8 +12,11 @@ use vm_memory::{Bytes as _, GuestAddress, Permissions};
 use super::backend::{Image, SECTOR};
 use super::counters::Way;
 use super::engine::{Engine, Operation};
+use super::pool::{Port, Reply};
+use super::qcow2::{Disk, Flight, Place, Work};
 use super::request::{Asked, Parser, Request, Status};
-use crate::virtio::buffers::{Bounce, Buffers, Part, length_of};
+use super::scatter::Scatter;
+use crate::virtio::buffers::{Bounce, Part, length_of};
 use crate::virtio::rate_limiter::RateLimiter;
 use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
@@ -32,6 +35,8 @@ const KICK: Token = 0;
 const ENDED: Token = 1;
 /// The time of a request that was over the limits has come.
 const DUE: Token = 2;
+/// Told of by the image's threads.
+const REPLIED: Token = 3;
 
 /// What a request needs next of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,16 @@ enum Step {
     Zeroes { offset: u64, left: u64 },
     Allocate { mode: i32, offset: u64, left: u64 },
     Sync,
+}
+
+/// Who takes a step.
+enum Next {
+    /// The host, with a file.
+    Host(RawFd, Operation),
+    /// The image's threads.
+    Threads(Work),
+    /// It is taken: what came of it.
+    Done(i32),
 }
 
 impl Step {
@@ -73,8 +88,13 @@ struct Slot {
     or_zeroes: bool,
     /// It is on the host's storage before it is answered.
     synchronous: bool,
-    buffers: Buffers,
-    bounce: Option<Bounce>,
+    scatter: Scatter,
+    /// Keeps the bytes where they are that the host moves.
+    flight: Option<Flight>,
+    /// It was not the host that took the last step, and its bytes are behind us.
+    is_past: bool,
+    /// The image's threads take the next step.
+    with_threads: bool,
 }
 
 /// What is done with a request.
@@ -89,6 +109,7 @@ enum Verdict {
 pub struct BlockHandler {
     // First, so that it is dropped before what the host may still be using.
     engine: Engine,
+    port: Option<Port>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     spare: Vec<Bounce>,
@@ -107,7 +128,7 @@ impl BlockHandler {
     pub fn new(
         image: Arc<Image>,
         queue: VirtQueue,
-        engine: Engine,
+        (engine, port): (Engine, Option<Port>),
         at_once: u16,
         host_cpus: Vec<u32>,
         synchronous: bool,
@@ -124,11 +145,14 @@ impl BlockHandler {
             step: Step::Sync,
             or_zeroes: false,
             synchronous,
-            buffers: Buffers::default(),
-            bounce: None,
+            scatter: Scatter::default(),
+            flight: None,
+            is_past: false,
+            with_threads: false,
         };
         Self {
             engine,
+            port,
             slots: (0..at_once).map(slot).collect(),
             free: (0..at_once).rev().collect(),
             spare: Vec::new(),
@@ -209,6 +233,7 @@ impl BlockHandler {
         };
         slot.since = Instant::now();
         slot.or_zeroes = false;
+        slot.with_threads = false;
         slot.memory = Some(Arc::clone(memory));
         let Some(status) = request.status else {
             // There is nowhere to say anything.
@@ -222,9 +247,14 @@ impl BlockHandler {
                 slot.step = step;
                 if matches!(step, Step::Read { .. } | Step::Write { .. }) {
                     let blocks = self.image.blocks;
-                    if !slot.buffers.are_aligned(blocks.memory, blocks.offset) {
+                    if !slot
+                        .scatter
+                        .buffers
+                        .are_aligned(blocks.memory, blocks.offset)
+                    {
                         let spare = self.spare.pop();
-                        slot.bounce = Some(spare.unwrap_or_else(|| Bounce::new(blocks.memory)));
+                        slot.scatter.bounce =
+                            Some(spare.unwrap_or_else(|| Bounce::new(blocks.memory)));
                     }
                 }
                 self.go_on(index)
@@ -239,12 +269,26 @@ impl BlockHandler {
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 return Ok(());
             };
-            let operation = slot.operation();
-            // SAFETY: the slot keeps the iovecs, and guest memory or the bounce buffer, as they are until
-            // the operation has ended. Of guest memory there are no references.
-            let begun = unsafe { self.engine.begin(operation, index) }?;
-            let Some(result) = begun else {
-                return Ok(());
+            let result = match slot.next(&self.image) {
+                Next::Host(file, operation) => {
+                    // SAFETY: the slot keeps the iovecs, and guest memory or the bounce buffer, as they
+                    // are until the operation has ended. Of guest memory there are no references. The
+                    // image keeps its files open.
+                    let begun = unsafe { self.engine.begin(file, operation, index) }?;
+                    let Some(result) = begun else {
+                        return Ok(());
+                    };
+                    result
+                }
+                Next::Threads(work) => match &mut self.port {
+                    Some(port) => {
+                        let scatter = std::mem::take(&mut slot.scatter);
+                        port.give(work, scatter, slot.synchronous, index);
+                        return Ok(());
+                    }
+                    None => -libc::EIO,
+                },
+                Next::Done(result) => result,
             };
             if let Some(status) = slot.advance(result, &self.image) {
                 return self.answer(index, Some(status));
@@ -255,7 +299,7 @@ impl BlockHandler {
     /// Gives back what has ended, and goes on with what has ended in part.
     fn give_back(&mut self) -> Result<(), Fault> {
         let mut first = Ok(());
-        while let Some((index, result)) = self.engine.next_completion() {
+        while let Some((index, result)) = self.next_completion() {
             let done = match self.slots.get_mut(usize::from(index)) {
                 None => Ok(()),
                 Some(slot) => match slot.advance(result, &self.image) {
@@ -268,6 +312,39 @@ impl BlockHandler {
         }
         self.engine.submit();
         first
+    }
+
+    /// What the host or the image's threads have ended.
+    fn next_completion(&mut self) -> Option<(u16, i32)> {
+        let completion = self.engine.next_completion();
+        if completion.is_some() {
+            return completion;
+        }
+        let Reply {
+            user,
+            scatter,
+            result,
+        } = self.port.as_mut()?.next()?;
+        if let Some(slot) = self.slots.get_mut(usize::from(user)) {
+            slot.scatter = scatter;
+            slot.is_past = true;
+        }
+        Some((user, result))
+    }
+
+    /// Waits until something ends.
+    fn wait(&mut self) -> io::Result<()> {
+        match (&self.port, self.engine.is_busy()) {
+            (Some(port), false) => {
+                port.wait();
+                Ok(())
+            }
+            _ => self.engine.wait(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.engine.is_busy() || self.port.as_ref().is_some_and(Port::is_busy)
     }
 
     /// Tells the driver of what was given back.
@@ -284,7 +361,8 @@ impl BlockHandler {
             return Ok(());
         };
         let memory = slot.memory.take();
-        slot.buffers.clear();
+        slot.flight = None;
+        slot.scatter.buffers.clear();
         let counters = &self.image.counters;
         match (status, slot.moves) {
             (Some(Status::Ok), Some((way, bytes))) => {
@@ -293,7 +371,7 @@ impl BlockHandler {
             (Some(Status::IoError), _) => counters.failed(),
             _ => {}
         }
-        let bounce = slot.bounce.take();
+        let bounce = slot.scatter.bounce.take();
         if self.spare.len() < SPARE {
             self.spare.extend(bounce);
         }
@@ -319,35 +397,122 @@ impl BlockHandler {
 }
 
 impl Slot {
-    fn operation(&mut self) -> Operation {
+    /// Who takes the next step.
+    fn next(&mut self, image: &Image) -> Next {
+        self.is_past = false;
+        match image.disk() {
+            Some(disk) => self.next_of(disk, image.fd()),
+            None => Next::Host(image.fd(), self.operation(u64::MAX, None)),
+        }
+    }
+
+    fn next_of(&mut self, disk: &Disk, file: RawFd) -> Next {
+        match self.step {
+            Step::Read { offset, left } if !self.with_threads => self.in_place(
+                disk,
+                (offset, left),
+                Work::Read {
+                    offset,
+                    length: left,
+                },
+            ),
+            Step::Write { offset, left } if !self.with_threads => self.in_place(
+                disk,
+                (offset, left),
+                Work::Write {
+                    offset,
+                    length: left,
+                },
+            ),
+            Step::Read { offset, left } => Next::Threads(Work::Read {
+                offset,
+                length: left,
+            }),
+            Step::Write { offset, left } => Next::Threads(Work::Write {
+                offset,
+                length: left,
+            }),
+            Step::Zeroes { offset, left } => Next::Threads(Work::Zero {
+                offset,
+                length: left,
+                unmap: false,
+            }),
+            Step::Allocate { mode, offset, left } => {
+                let (length, unmap) = (left, mode & FALLOC_FL_PUNCH_HOLE != 0);
+                Next::Threads(match self.or_zeroes {
+                    true => Work::Zero {
+                        offset,
+                        length,
+                        unmap,
+                    },
+                    false => Work::Discard { offset, length },
+                })
+            }
+            Step::Sync if disk.has_tables_to_write() => Next::Threads(Work::Flush),
+            Step::Sync => Next::Host(file, Operation::Sync),
+        }
+    }
+
+    /// Lets the host move bytes where they are, if that can be said.
+    fn in_place(&mut self, disk: &Disk, (offset, left): (u64, u64), else_: Work) -> Next {
+        let to_write = matches!(self.step, Step::Write { .. });
+        match disk.place(offset, left, to_write) {
+            Ok((
+                Place::File {
+                    file,
+                    offset,
+                    flight,
+                },
+                length,
+            )) => {
+                self.flight = Some(flight);
+                Next::Host(file, self.operation(length, Some(offset)))
+            }
+            Ok((Place::Zeroes, length)) => {
+                // What is answered is a number of 32 bits.
+                let length = length.min(1 << 30);
+                self.scatter.buffers.fill(length);
+                self.is_past = true;
+                Next::Done(length as i32)
+            }
+            // Threads find the same, and say so.
+            Ok((Place::Unknown, _)) | Err(_) => Next::Threads(else_),
+        }
+    }
+
+    /// What the host is asked for: of so many bytes at most, at another place than on the disk if one is given.
+    fn operation(&mut self, most: u64, place: Option<u64>) -> Operation {
         let synchronous = self.synchronous;
+        let Scatter { buffers, bounce } = &mut self.scatter;
         match self.step {
             Step::Read { offset, left } => {
-                let (iovecs, count) = match &mut self.bounce {
-                    Some(bounce) => bounce.next(left, None),
-                    None => self.buffers.next(),
+                let (iovecs, count) = match bounce {
+                    Some(bounce) => bounce.next(left.min(most), None),
+                    None if most >= left => buffers.next(),
+                    None => buffers.next_of(most),
                 };
                 Operation::Read {
                     iovecs,
                     count,
-                    offset,
+                    offset: place.unwrap_or(offset),
                 }
             }
             Step::Write { offset, left } => {
-                let (iovecs, count) = match &mut self.bounce {
-                    Some(bounce) => bounce.next(left, Some(&self.buffers)),
-                    None => self.buffers.next(),
+                let (iovecs, count) = match bounce {
+                    Some(bounce) => bounce.next(left.min(most), Some(buffers)),
+                    None if most >= left => buffers.next(),
+                    None => buffers.next_of(most),
                 };
                 Operation::Write {
                     iovecs,
                     count,
-                    offset,
+                    offset: place.unwrap_or(offset),
                     synchronous,
                 }
             }
             Step::Zeroes { offset, left } => {
-                self.buffers.set_zeroes(left);
-                let (iovecs, count) = self.buffers.next();
+                buffers.set_zeroes(left);
+                let (iovecs, count) = buffers.next();
                 Operation::Write {
                     iovecs,
                     count,
@@ -369,38 +534,58 @@ impl Slot {
     /// # Returns
     /// How the request has ended; nothing if the host is to be asked again.
     fn advance(&mut self, result: i32, image: &Image) -> Option<Status> {
+        self.flight = None;
         let moved = match u32::try_from(result) {
             Ok(moved) => moved,
             Err(_) => return self.fail(-result, image),
         };
         let bytes = moved as usize;
+        let is_placed = image.disk().is_some();
+        let Scatter { buffers, bounce } = &mut self.scatter;
         match &mut self.step {
+            Step::Zeroes { .. } if is_placed => Some(Status::Ok),
+            Step::Read { .. } if moved == 0 && is_placed && !self.is_past => {
+                // The file ends before the cluster does.
+                self.with_threads = true;
+                None
+            }
             Step::Read { .. } | Step::Write { .. } | Step::Zeroes { .. } if moved == 0 => {
                 let error = io::Error::from(io::ErrorKind::UnexpectedEof);
                 image.complain(self.step.name(), &error);
                 Some(Status::IoError)
             }
             Step::Read { offset, left } => {
-                if let Some(bounce) = &mut self.bounce {
-                    bounce.give(&self.buffers, bytes);
+                if !self.is_past {
+                    if let Some(bounce) = bounce {
+                        bounce.give(buffers, bytes);
+                    }
+                    buffers.advance(bytes);
                 }
-                self.buffers.advance(bytes);
+                self.with_threads = false;
                 self.read = self.read.saturating_add(moved.into());
                 *offset = offset.saturating_add(moved.into());
                 *left = left.saturating_sub(moved.into());
                 (*left == 0).then_some(Status::Ok)
             }
             Step::Write { offset, left } | Step::Zeroes { offset, left } => {
-                self.buffers.advance(bytes);
+                if !self.is_past {
+                    buffers.advance(bytes);
+                }
                 *offset = offset.saturating_add(moved.into());
                 *left = left.saturating_sub(moved.into());
                 (*left == 0).then_some(Status::Ok)
             }
+            // The image's threads have flushed.
+            Step::Allocate { .. } if is_placed => Some(Status::Ok),
             Step::Allocate { .. } if self.synchronous => {
                 self.step = Step::Sync;
                 None
             }
-            Step::Allocate { .. } | Step::Sync => Some(Status::Ok),
+            Step::Allocate { .. } => Some(Status::Ok),
+            Step::Sync => Some(match image.is_unflushed() {
+                false => Status::Ok,
+                true => Status::IoError,
+            }),
         }
     }
 
@@ -415,7 +600,16 @@ impl Slot {
                 false => Some(Status::Unsupported),
             },
             (number, step) => {
-                image.complain(step.name(), &io::Error::from_raw_os_error(number));
+                let error = io::Error::from_raw_os_error(number);
+                // Threads say themselves what they could not sync; tables that could not be written stay.
+                let is_lost = match image.disk() {
+                    Some(disk) if self.is_past => disk.is_lost(),
+                    _ => step == Step::Sync,
+                };
+                match is_lost {
+                    true => image.flush_failed(&error),
+                    false => image.complain(step.name(), &error),
+                }
                 Some(Status::IoError)
             }
         }
@@ -440,6 +634,7 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
     let failed = Verdict::Answer(Status::IoError);
     match request.asked {
         Asked::Nothing(status) => Verdict::Answer(status),
+        Asked::Flush if image.is_unflushed() => failed,
         Asked::Flush => Verdict::Begin(Step::Sync),
         Asked::Id => {
             slot.read = give_id(&image.serial, request.into, memory);
@@ -453,7 +648,11 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
             if left == 0 {
                 return Verdict::Answer(Status::Ok);
             }
-            match slot.buffers.set(memory, request.into, Permissions::Write) {
+            match slot
+                .scatter
+                .buffers
+                .set(memory, request.into, Permissions::Write)
+            {
                 true => Verdict::Begin(Step::Read { offset, left }),
                 false => failed,
             }
@@ -466,7 +665,11 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
             if left == 0 {
                 return Verdict::Answer(Status::Ok);
             }
-            match slot.buffers.set(memory, request.out, Permissions::Read) {
+            match slot
+                .scatter
+                .buffers
+                .set(memory, request.out, Permissions::Read)
+            {
                 true => Verdict::Begin(Step::Write { offset, left }),
                 false => failed,
             }
@@ -562,15 +765,18 @@ impl Handler for BlockHandler {
         descriptors.extend(self.engine.event().map(|event| (event.as_raw_fd(), ENDED)));
         let limiter = self.limiter.as_ref();
         descriptors.extend(limiter.map(|limiter| (limiter.event(), DUE)));
+        let port = self.port.as_ref();
+        descriptors.extend(port.map(|port| (port.event().as_raw_fd(), REPLIED)));
         descriptors
     }
 
     fn ready(&mut self, token: Token) -> Result<(), Fault> {
         // Somebody else may have read it, which is all the same.
-        let _ = match (token, self.engine.event()) {
-            (ENDED, Some(event)) => event.read(),
+        let _ = match (token, self.engine.event(), &self.port) {
+            (ENDED, Some(event), _) => event.read(),
+            (REPLIED, _, Some(port)) => port.event().read(),
             // Nothing to read: asking again turns it off.
-            (DUE, _) => Ok(0),
+            (DUE, ..) => Ok(0),
             _ => self.queue.kick().read(),
         };
         self.work()
@@ -579,14 +785,16 @@ impl Handler for BlockHandler {
     fn settle(&mut self) -> Result<(), Fault> {
         let memory = self.queue.memory();
         let mut first = Ok(());
-        while self.engine.is_busy() {
-            if let Err(error) = self.engine.wait() {
+        while self.is_busy() {
+            if let Err(error) = self.wait() {
                 // The host has nothing of it.
                 self.slots.iter_mut().for_each(|slot| {
                     slot.memory = None;
-                    slot.buffers.clear();
+                    slot.flight = None;
+                    slot.scatter.buffers.clear();
                 });
                 self.broken = true;
+                self.wait_for_threads();
                 return first.and(Err(Fault::Host(error)));
             }
             first = first.and(self.give_back());
@@ -596,5 +804,26 @@ impl Handler for BlockHandler {
             false => self.tell(&memory),
         };
         first.and(told)
+    }
+}
+
+impl BlockHandler {
+    /// Waits until the image's threads have nothing of ours any more.
+    fn wait_for_threads(&mut self) {
+        while let Some(port) = &mut self.port
+            && port.is_busy()
+        {
+            port.wait();
+            while port.next().is_some() {}
+        }
+    }
+}
+
+impl Drop for BlockHandler {
+    fn drop(&mut self) {
+        // The host first: threads may wait until it is done with some place.
+        self.engine = Engine::Calls;
+        self.slots.iter_mut().for_each(|slot| slot.flight = None);
+        self.wait_for_threads();
     }
 }

@@ -1,6 +1,7 @@
 mod image;
 mod limits;
 mod property;
+pub(super) mod qcow2;
 mod requests;
 mod running;
 
@@ -41,6 +42,7 @@ fn options(path: &Path) -> ImageOptions<'_> {
         direct: false,
         sparse: true,
         format: ImageFormat::Raw,
+        backing_files: false,
         lock: Lock::ByteRange,
         serial: None,
     }

@@ -1,4 +1,5 @@
 //! Every request, rightly and wrongly made, with both ways to ask the host.
+#![expect(unsafe_code, reason = "replaces a file that is open")]
 
 use std::collections::BTreeMap;
 
@@ -331,4 +332,59 @@ fn what_was_moved_is_counted() {
         assert!(values["read_latency_max"] >= values["read_latency_avg"]);
         assert!(values["read_latency_min"] <= values["read_latency_avg"]);
     }
+}
+
+/// The host says once that it could not write, and forgets it, and perhaps the data: no later flush can
+/// say that all is well.
+#[test]
+fn a_flush_that_has_failed_fails_for_good() {
+    for engine in ENGINES {
+        // Writing to it succeeds; it cannot be synced.
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let image = Arc::new(Image::of_file(null.try_clone().unwrap(), SIZE as u64));
+        let start = |image: &Arc<Image>| {
+            let parts = BlockParts {
+                image: Arc::clone(image),
+                queues: 2,
+                queue_size: 16,
+                host_cpus: Vec::new(),
+                engine,
+                limits: None,
+            };
+            let mut driver = Driver::new(Box::new(Block::new(parts)));
+            driver.start(0, 16);
+            driver
+        };
+        let mut driver = start(&image);
+        assert_eq!(ask(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, OK);
+        assert!(!image.is_unflushed());
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        assert!(image.is_unflushed());
+        // It could be synced now.
+        let good = tempfile::tempfile().unwrap();
+        replace(image.fd(), &good);
+        assert_eq!(ask(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, OK);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        drop(driver);
+        // The guest boots again, and has the same image.
+        let mut driver = start(&image);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        assert_eq!(ask(&mut driver, IN, 0, &[writable(DATA, 512)]).0, OK);
+        drop(driver);
+        // An image that never failed to be flushed is.
+        let mut driver = start(&Arc::new(Image::of_file(good, SIZE as u64)));
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, OK);
+    }
+}
+
+/// Lets a descriptor be another file.
+fn replace(fd: std::os::fd::RawFd, file: &File) {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: takes numbers alone, and whoever has the descriptor goes on having one.
+    let done = unsafe { libc::dup2(file.as_raw_fd(), fd) };
+    assert_eq!(done, fd);
 }

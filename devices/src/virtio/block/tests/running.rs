@@ -236,7 +236,7 @@ fn writes_are_synchronous_without_flushes() {
 #[test]
 fn disks_do_without_io_uring_where_it_is_refused() {
     use crate::virtio::block::engine::Engine;
-    let engine = Engine::new(-1, u16::MAX);
-    assert!(matches!(engine, Engine::Calls { file: -1 }));
+    let engine = Engine::new(u16::MAX);
+    assert!(matches!(engine, Engine::Calls));
     assert!(engine.event().is_none() && !engine.is_busy());
 }
