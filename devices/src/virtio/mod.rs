@@ -19,7 +19,7 @@ pub mod rng;
 mod transport;
 mod worker;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 mod testing;
 
 use std::io;
@@ -29,6 +29,8 @@ use thiserror::Error;
 
 pub use memory::{GuestMemory, Memory};
 pub use queue::{Chain, QueueInterrupt, VirtQueue};
+#[cfg(feature = "testing")]
+pub use testing::hostile;
 pub use transport::{BAR_SIZE, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 
@@ -57,6 +59,9 @@ pub enum Fault {
     /// The host fails.
     #[error("the host cannot go on")]
     Host(#[from] io::Error),
+    /// The device itself is wrong.
+    #[error("its thread panicked")]
+    Panicked,
 }
 
 /// What a device's own registers say. Accesses come from the guest: any offset, any width.

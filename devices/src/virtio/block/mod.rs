@@ -16,6 +16,8 @@ mod backend;
 mod buffers;
 mod device;
 mod engine;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod hostile;
 mod request;
 mod worker;
 

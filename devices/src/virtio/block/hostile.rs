@@ -1,0 +1,177 @@
+//! What hostile drivers find: a disk in memory, parts of which are nobody's business.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use vmm_sys_util::tempfile::TempFile;
+
+use super::{Block, BlockParts, EngineChoice, Image, ImageFormat, ImageOptions, Lock};
+use crate::virtio::Device;
+use crate::virtio::testing::hostile::Subject;
+use crate::virtio::testing::{Buffer, Driver};
+
+/// Bytes of the disk.
+const SIZE: usize = 128 << 10;
+const SECTOR: usize = 512;
+/// Behind its end, in a sector that is not whole.
+const SECRET: &[u8] = b"behind the end of the disk";
+
+/// Where a request's header is, its status, and its data.
+const HEADER: u64 = 0x8_0000;
+const STATUS: u64 = 0x8_1000;
+const DATA: u64 = 0x8_2000;
+/// The sector that is read by the rules.
+const READ: usize = 9;
+
+/// A disk, from the host's side.
+pub struct Disk {
+    device: Option<Block>,
+    image: TempFile,
+    readonly: bool,
+}
+
+impl Disk {
+    /// One of two queues, that cannot be told what it is by its first sector.
+    pub fn writable() -> Self {
+        Self::new(false, EngineChoice::Auto)
+    }
+
+    /// One that can be read alone.
+    pub fn readonly() -> Self {
+        Self::new(true, EngineChoice::Calls)
+    }
+
+    fn new(readonly: bool, engine: EngineChoice) -> Self {
+        // In memory, if the host has such files: flushing one takes no time.
+        let image = TempFile::new_in(Path::new("/dev/shm")).or_else(|_| TempFile::new());
+        let image = image.unwrap();
+        let mut bytes = pattern();
+        bytes.extend(SECRET);
+        image.as_file().write_all_at(&bytes, 0).unwrap();
+        let opened = Image::open(&ImageOptions {
+            path: image.as_path(),
+            readonly,
+            direct: false,
+            sparse: true,
+            format: ImageFormat::Detect,
+            lock: Lock::ByteRange,
+            serial: Some("hostile"),
+        });
+        let device = Block::new(BlockParts {
+            image: Arc::new(opened.unwrap()),
+            queues: 2,
+            queue_size: 64,
+            host_cpus: Vec::new(),
+            engine,
+        });
+        Self {
+            device: Some(device),
+            image,
+            readonly,
+        }
+    }
+}
+
+/// What is on the disk at first. No byte is zero, and none of it is the secret.
+fn pattern() -> Vec<u8> {
+    let byte = |at: usize| 128 | (at % 127) as u8 ^ (at / SECTOR % 127) as u8;
+    (0..SIZE).map(byte).collect()
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend([0; 4]);
+    bytes.extend(sector.to_le_bytes());
+    bytes
+}
+
+fn segment(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(count.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+impl Subject for Disk {
+    fn device(&mut self) -> Box<dyn Device> {
+        Box::new(self.device.take().unwrap())
+    }
+
+    fn contents(&self) -> Vec<Vec<u8>> {
+        let last = (SIZE / SECTOR) as u64 - 1;
+        let mut contents = Vec::new();
+        // Reads, writes, flushes, ids, discards, zeroes, and what nobody knows.
+        for kind in [0, 1, 4, 8, 11, 13, 2] {
+            contents.push(header(kind, 1));
+        }
+        for sector in [0, last, last + 1, u64::MAX, u64::MAX / 512] {
+            contents.push(header(0, sector));
+            contents.push(header(1, sector));
+        }
+        for (sector, count) in [
+            (0, 1),
+            (2, 4),
+            (last, 1),
+            (last, 2),
+            (u64::MAX, 1),
+            (1, u32::MAX),
+        ] {
+            contents.push(segment(sector, count, 0));
+            contents.push(segment(sector, count, 1));
+        }
+        contents
+    }
+
+    fn ask(&mut self, driver: &mut Driver) {
+        driver.fill(HEADER, &header(0, READ as u64));
+        driver.fill(STATUS, &[0xff]);
+        let part = |gpa, length, writable| Buffer {
+            gpa,
+            length,
+            writable,
+        };
+        for queue in 0..2 {
+            let buffers = [
+                part(HEADER, 16, false),
+                part(DATA, SECTOR as u32, true),
+                part(STATUS, 1, true),
+            ];
+            driver.make_available(queue, 0, &buffers);
+            driver.kick(queue);
+        }
+    }
+
+    fn check_answer(&mut self, driver: &mut Driver) {
+        for queue in 0..2 {
+            assert_eq!(driver.wait_used(queue), (0, SECTOR as u32 + 1));
+        }
+        assert_eq!(driver.bytes(STATUS, 1), [0]);
+        let bytes = driver.bytes(DATA, SECTOR);
+        let image = contents(self.image.as_file());
+        assert_eq!(bytes, image[READ * SECTOR..(READ + 1) * SECTOR]);
+    }
+
+    fn check_host(&mut self) {
+        let image = contents(self.image.as_file());
+        assert_eq!(image.len(), SIZE + SECRET.len(), "the image's size");
+        assert!(image.ends_with(SECRET), "what is behind its end");
+        let kept = match self.readonly {
+            true => SIZE,
+            false => SECTOR,
+        };
+        assert!(image[..kept] == pattern()[..kept], "what may be read alone");
+    }
+
+    fn secret(&self) -> &[u8] {
+        SECRET
+    }
+}
+
+fn contents(image: &File) -> Vec<u8> {
+    let length = image.metadata().unwrap().len();
+    let mut bytes = vec![0; length as usize];
+    image.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
