@@ -1,6 +1,8 @@
 //! What hostile drivers find: a disk in memory, parts of which are nobody's business.
 
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use crate::virtio::testing::{Buffer, Driver};
 /// Bytes of the disk.
 const SIZE: usize = 128 << 10;
 const SECTOR: usize = 512;
-/// Behind its end, in a sector that is not whole.
-const SECRET: &[u8] = b"behind the end of the disk";
+/// Bytes behind its end, in a sector that is not whole.
+const SECRET: usize = 24;
 
 /// Where a request's header is, its status, and its data.
 const HEADER: u64 = 0x8_0000;
@@ -30,6 +32,7 @@ pub struct Disk {
     device: Option<Block>,
     image: TempFile,
     readonly: bool,
+    secret: Vec<u8>,
 }
 
 impl Disk {
@@ -48,7 +51,8 @@ impl Disk {
         let image = TempFile::new_in(Path::new("/dev/shm")).or_else(|_| TempFile::new());
         let image = image.unwrap();
         let mut bytes = pattern();
-        bytes.extend(SECRET);
+        let secret = secret();
+        bytes.extend(&secret);
         image.as_file().write_all_at(&bytes, 0).unwrap();
         let opened = Image::open(&ImageOptions {
             path: image.as_path(),
@@ -70,11 +74,18 @@ impl Disk {
             device: Some(device),
             image,
             readonly,
+            secret,
         }
     }
 }
 
-/// What is on the disk at first. No byte is zero, and none of it is the secret.
+/// Other bytes each time: fuzzers learn what is compared with what.
+fn secret() -> Vec<u8> {
+    let random = || RandomState::new().build_hasher().finish().to_le_bytes();
+    (0..SECRET / 8).flat_map(|_| random()).collect()
+}
+
+/// What is on the disk at first. No byte is zero.
 fn pattern() -> Vec<u8> {
     let byte = |at: usize| 128 | (at % 127) as u8 ^ (at / SECTOR % 127) as u8;
     (0..SIZE).map(byte).collect()
@@ -155,8 +166,8 @@ impl Subject for Disk {
 
     fn check_host(&mut self) {
         let image = contents(self.image.as_file());
-        assert_eq!(image.len(), SIZE + SECRET.len(), "the image's size");
-        assert!(image.ends_with(SECRET), "what is behind its end");
+        assert_eq!(image.len(), SIZE + SECRET, "the image's size");
+        assert!(image.ends_with(&self.secret), "what is behind its end");
         let kept = match self.readonly {
             true => SIZE,
             false => SECTOR,
@@ -165,7 +176,7 @@ impl Subject for Disk {
     }
 
     fn secret(&self) -> &[u8] {
-        SECRET
+        &self.secret
     }
 }
 
