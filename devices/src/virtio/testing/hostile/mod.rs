@@ -129,6 +129,60 @@ pub fn reset_often(device: &str, rounds: u32, while_busy: bool) {
     });
 }
 
+/// Lets a driver have a device that is told of new requests whenever it has done one, and pauses it,
+/// takes memory away from it and resets it meanwhile.
+///
+/// # Panics
+/// The device is never done.
+#[cfg(test)]
+pub(in crate::virtio) fn never_rest(
+    device: Box<dyn Device>,
+    ask: impl FnOnce(&mut Driver) + Send + 'static,
+) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use pci::DmaTarget as _;
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    within_deadline(move || {
+        let mut driver = Driver::new(device);
+        driver.start(0, 16);
+        ask(&mut driver);
+        let queue = driver.queues[0];
+        let kick = std::sync::Arc::clone(&driver.region.notifications()[0].event);
+        let memory = std::sync::Arc::clone(&driver.ram.memory);
+        let ends = AtomicBool::new(false);
+        let area = super::Mapping::new(program::AREA_SIZE);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // The same request again and again, as often as the queue has room for it.
+                while !ends.load(Ordering::Relaxed) {
+                    let memory = memory.get();
+                    let used: u16 = memory.read_obj(GuestAddress(queue.used + 2)).unwrap();
+                    let more = used.wrapping_add(queue.size);
+                    memory
+                        .write_obj(more, GuestAddress(queue.available + 2))
+                        .unwrap();
+                    let _ = kick.write(1);
+                }
+            });
+            for _ in 0..10 {
+                memory.map(&area.at(program::AREA)).unwrap();
+                driver.function.pause();
+                let before = driver.bytes(queue.used, 6 + 8 * 16);
+                thread::sleep(Duration::from_millis(1));
+                assert_eq!(driver.bytes(queue.used, 6 + 8 * 16), before);
+                driver.function.resume();
+                memory
+                    .unmap(program::AREA, program::AREA_SIZE as u64)
+                    .unwrap();
+            }
+            driver.set_status(0);
+            ends.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
 /// Runs what has to end.
 fn within_deadline(work: impl FnOnce() + Send + 'static) {
     let (done, ended) = mpsc::channel();

@@ -38,6 +38,19 @@ macro_rules! devices {
             )*
         }
 
+        mod restless_drivers {
+            use super::*;
+
+            $(
+                #[test]
+                fn $device() {
+                    let mut subject = subject(stringify!($device));
+                    let device = subject.device();
+                    never_rest(device, move |driver| subject.ask(driver));
+                }
+            )*
+        }
+
         #[test]
         fn every_device_is_here() {
             let here = [$(stringify!($device)),*];
