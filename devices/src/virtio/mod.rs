@@ -21,6 +21,8 @@ mod worker;
 
 #[cfg(any(test, feature = "testing"))]
 mod testing;
+#[cfg(feature = "testing")]
+pub use testing::hostile;
 
 use std::io;
 use std::sync::Arc;
@@ -29,8 +31,6 @@ use thiserror::Error;
 
 pub use memory::{GuestMemory, Memory};
 pub use queue::{Chain, QueueInterrupt, VirtQueue};
-#[cfg(feature = "testing")]
-pub use testing::hostile;
 pub use transport::{BAR_SIZE, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 

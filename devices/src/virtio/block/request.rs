@@ -3,7 +3,6 @@
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::backend::SECTOR;
-use super::worker::MOST_AT_ONCE;
 use crate::virtio::{Chain, Memory};
 
 /// How a request has ended (section 5.2.6).
@@ -76,7 +75,7 @@ mod kind {
 
 /// Descriptors of one request, at most: as many as a queue of the most requests has. A driver may not use
 /// more (section 2.7.5.3.1), and each takes room here.
-const MOST_DESCRIPTORS: usize = MOST_AT_ONCE as usize;
+const MOST_DESCRIPTORS: usize = super::worker::MOST_AT_ONCE as usize;
 /// Bytes of a request's header.
 const HEADER: usize = 16;
 /// Bytes of a segment to discard or to write zeroes to.
