@@ -29,8 +29,11 @@ use crate::virtio::{Device, block, rng};
 /// Longer than any program takes, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How a device is made.
+type Make = fn() -> Box<dyn Subject>;
+
 /// Every device, by its name.
-const DEVICES: &[(&str, fn() -> Box<dyn Subject>)] = &[
+const DEVICES: &[(&str, Make)] = &[
     ("rng", || Box::new(rng::hostile::Source::new())),
     ("block", || Box::new(block::hostile::Disk::writable())),
     ("block_readonly", || {
@@ -76,17 +79,17 @@ fn subject(device: &str) -> Box<dyn Subject> {
     make()
 }
 
-#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for fuzzers"))]
 /// Lets the driver that bytes are have the device of this name.
 ///
 /// # Panics
 /// The device does what it may not, or does not end; or there is no such device.
+#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for fuzzers"))]
 pub fn run(device: &str, bytes: &[u8]) {
     run_program(device, Program::decode(bytes));
 }
 
-#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for fuzzers"))]
 /// The steps of the driver that bytes are, one a line.
+#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for fuzzers"))]
 pub fn describe(bytes: &[u8]) -> String {
     let Program(steps) = Program::decode(bytes);
     let lines = steps.iter().map(|step| format!("{step:?}\n"));

@@ -165,7 +165,7 @@ impl Shadow {
         let mut kept = match (may_write, self.wild) {
             (true, true) => Vec::new(),
             (true, false) => self.allowed.gaps(),
-            (false, _) => vec![0..MEMORY],
+            (false, _) => Ranges::default().gaps(),
         };
         if self.gone {
             kept.push(AREA as usize..MEMORY);
