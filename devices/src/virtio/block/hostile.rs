@@ -3,13 +3,14 @@
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use vmm_sys_util::tempfile::TempFile;
 
-use super::{Block, BlockParts, EngineChoice, Image, ImageFormat, ImageOptions, Lock};
+use super::{Block, BlockParts, EngineChoice, Image, ImageError, ImageFormat, ImageOptions, Lock};
 use crate::virtio::Device;
 use crate::virtio::testing::hostile::Subject;
 use crate::virtio::testing::{Buffer, Driver};
@@ -24,8 +25,8 @@ const SECRET: usize = 24;
 const HEADER: u64 = 0x8_0000;
 const STATUS: u64 = 0x8_1000;
 const DATA: u64 = 0x8_2000;
-/// The sector that is read by the rules.
-const READ: usize = 9;
+/// What is read by the rules: bytes of the disk, in whole blocks of any host.
+const READ: Range<usize> = 0x2000..0x3000;
 
 /// A disk, from the host's side.
 pub struct Disk {
@@ -36,33 +37,41 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// One of two queues, that cannot be told what it is by its first sector.
+    /// One of two queues, whose first sector is nobody's to write.
     pub fn writable() -> Self {
-        Self::new(false, EngineChoice::Auto)
+        Self::new(in_memory(), false, false, EngineChoice::Auto)
     }
 
     /// One that can be read alone.
     pub fn readonly() -> Self {
-        Self::new(true, EngineChoice::Calls)
+        Self::new(in_memory(), true, false, EngineChoice::Calls)
     }
 
-    fn new(readonly: bool, engine: EngineChoice) -> Self {
-        // In memory, if the host has such files: flushing one takes no time.
-        let image = TempFile::new_in(Path::new("/dev/shm")).or_else(|_| TempFile::new());
-        let image = image.unwrap();
+    /// One past the host's page cache, where the host can do that: requests take a while.
+    pub fn direct() -> Self {
+        Self::new(TempFile::new().unwrap(), false, true, EngineChoice::Auto)
+    }
+
+    fn new(image: TempFile, readonly: bool, direct: bool, engine: EngineChoice) -> Self {
         let mut bytes = pattern();
         let secret = secret();
         bytes.extend(&secret);
         image.as_file().write_all_at(&bytes, 0).unwrap();
-        let opened = Image::open(&ImageOptions {
-            path: image.as_path(),
-            readonly,
-            direct: false,
-            sparse: true,
-            format: ImageFormat::Detect,
-            lock: Lock::ByteRange,
-            serial: Some("hostile"),
-        });
+        let open = |direct| {
+            Image::open(&ImageOptions {
+                path: image.as_path(),
+                readonly,
+                direct,
+                sparse: true,
+                format: ImageFormat::Detect,
+                lock: Lock::ByteRange,
+                serial: Some("hostile"),
+            })
+        };
+        let opened = match open(direct) {
+            Err(ImageError::Direct(_)) => open(false),
+            opened => opened,
+        };
         let device = Block::new(BlockParts {
             image: Arc::new(opened.unwrap()),
             queues: 2,
@@ -77,6 +86,12 @@ impl Disk {
             secret,
         }
     }
+}
+
+/// A file that takes no time to flush, if the host has such.
+fn in_memory() -> TempFile {
+    let image = TempFile::new_in(Path::new("/dev/shm")).or_else(|_| TempFile::new());
+    image.unwrap()
 }
 
 /// Other bytes each time: fuzzers learn what is compared with what.
@@ -136,7 +151,7 @@ impl Subject for Disk {
     }
 
     fn ask(&mut self, driver: &mut Driver) {
-        driver.fill(HEADER, &header(0, READ as u64));
+        driver.fill(HEADER, &header(0, (READ.start / SECTOR) as u64));
         driver.fill(STATUS, &[0xff]);
         let part = |gpa, length, writable| Buffer {
             gpa,
@@ -146,7 +161,7 @@ impl Subject for Disk {
         for queue in 0..2 {
             let buffers = [
                 part(HEADER, 16, false),
-                part(DATA, SECTOR as u32, true),
+                part(DATA, READ.len() as u32, true),
                 part(STATUS, 1, true),
             ];
             driver.make_available(queue, 0, &buffers);
@@ -156,12 +171,12 @@ impl Subject for Disk {
 
     fn check_answer(&mut self, driver: &mut Driver) {
         for queue in 0..2 {
-            assert_eq!(driver.wait_used(queue), (0, SECTOR as u32 + 1));
+            assert_eq!(driver.wait_used(queue), (0, READ.len() as u32 + 1));
         }
         assert_eq!(driver.bytes(STATUS, 1), [0]);
-        let bytes = driver.bytes(DATA, SECTOR);
+        let bytes = driver.bytes(DATA, READ.len());
         let image = contents(self.image.as_file());
-        assert_eq!(bytes, image[READ * SECTOR..(READ + 1) * SECTOR]);
+        assert!(bytes == image[READ], "what is read is what the image has");
     }
 
     fn check_host(&mut self) {

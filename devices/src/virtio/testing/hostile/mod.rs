@@ -36,6 +36,7 @@ type Make = fn() -> Box<dyn Subject>;
 const DEVICES: &[(&str, Make)] = &[
     ("rng", || Box::new(rng::hostile::Source::new())),
     ("block", || Box::new(block::hostile::Disk::writable())),
+    ("block_direct", || Box::new(block::hostile::Disk::direct())),
     ("block_readonly", || {
         Box::new(block::hostile::Disk::readonly())
     }),
