@@ -423,10 +423,13 @@ impl Machine {
 
     /// Waits until the device has looked at what it was told, and has done it.
     fn rest(&mut self) {
-        let Some(queues) = &self.running else { return };
-        if self.paused {
-            return;
+        if self.paused || self.running.is_none() {
+            // What is still under way comes now.
+            thread::sleep(Duration::from_micros(300));
         }
+        let (Some(queues), false) = (&self.running, self.paused) else {
+            return;
+        };
         let began = Instant::now();
         let notifications = self.driver.region.notifications();
         let is_told = || {

@@ -188,6 +188,25 @@ fn device_steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Requests that the device is told of, and what happens before they can be done.
+fn in_the_midst() -> impl Strategy<Value = Vec<Step>> {
+    let event = select(vec![
+        vec![Step::Pause, Step::Rest, Step::Resume],
+        vec![Step::Reset, Step::Rest],
+        vec![Step::Leave, Step::Rest, Step::Return],
+    ]);
+    (queue(), vec(sound_chain(), 1..4), event).prop_map(|(told, mut steps, event)| {
+        for step in &mut steps {
+            if let Step::Chain { queue, .. } = step {
+                *queue = told;
+            }
+        }
+        steps.push(Step::Kick { queue: told });
+        steps.extend(event);
+        steps
+    })
+}
+
 /// A driver that sets queues up itself, wherever that is.
 fn odd_beginning() -> impl Strategy<Value = Vec<Step>> {
     let rings = (
@@ -218,9 +237,14 @@ pub fn any_program() -> impl Strategy<Value = Program> {
     let start = (0..4_u8, 0..8_u8);
     let start = start.prop_map(|(without, exponent)| vec![Step::Start { without, exponent }]);
     let beginning = prop_oneof![8 => start, 2 => odd_beginning(), 1 => Just(Vec::new())];
-    let steps = vec(prop_oneof![5 => queue_steps(), 1 => device_steps()], 0..40);
-    (beginning, steps).prop_map(|(mut program, steps)| {
-        program.extend(steps);
+    let one = |step| vec![step];
+    let steps = prop_oneof![
+        30 => queue_steps().prop_map(one),
+        5 => device_steps().prop_map(one),
+        2 => in_the_midst(),
+    ];
+    (beginning, vec(steps, 0..40)).prop_map(|(mut program, steps)| {
+        program.extend(steps.into_iter().flatten());
         Program(program)
     })
 }
