@@ -1,7 +1,8 @@
 //! What is fuzzed: a string of bytes becomes something hostile, and whoever gets it has to stand it.
 //!
 //! `scripts/fuzz` runs a target under a fuzzer, `tests/replay.rs` gives all targets what is checked in
-//! under `seeds`.
+//! under `seeds`: in `devices` what fuzzers of devices begin with, in folders of single targets what was
+//! found and mended.
 
 use std::fs;
 use std::io;
