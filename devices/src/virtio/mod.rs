@@ -27,8 +27,10 @@ mod transport;
 pub mod vsock;
 mod worker;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 mod testing;
+#[cfg(feature = "testing")]
+pub use testing::hostile;
 
 use std::io;
 use std::sync::Arc;
@@ -65,6 +67,9 @@ pub enum Fault {
     /// The host fails.
     #[error("the host cannot go on")]
     Host(#[from] io::Error),
+    /// The device itself is wrong.
+    #[error("its thread panicked")]
+    Panicked,
 }
 
 /// What a device's own registers say. Accesses come from the guest: any offset, any width.

@@ -19,6 +19,8 @@ mod backend;
 mod counters;
 mod device;
 mod engine;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod hostile;
 mod pool;
 mod qcow2;
 mod request;

@@ -12,6 +12,9 @@ use crate::virtio::{Chain, Fault, Handler, Token, VirtQueue};
 /// Bytes that one request is given at most; a driver asks again for more.
 const MOST: usize = 64 << 10;
 
+/// Requests after which it is looked whether the thread is to do something else.
+const ROUND: usize = 1024;
+
 /// The driver has made a request.
 const REQUEST: Token = 0;
 /// The source has something again.
@@ -56,9 +59,14 @@ impl RngHandler {
             return Ok(());
         };
         let memory = queue.memory();
+        let mut left = ROUND;
         loop {
             queue.be_quiet(&memory)?;
-            while let Some(chain) = queue.pop(&memory)? {
+            while left > 0 {
+                let Some(chain) = queue.pop(&memory)? else {
+                    break;
+                };
+                left -= 1;
                 let head = chain.head_index();
                 match self.source.fill(chain)? {
                     Filled::Bytes(count) => queue.push(&memory, head, count)?,
@@ -70,6 +78,11 @@ impl RngHandler {
                 }
             }
             queue.notify(&memory)?;
+            if left == 0 {
+                // A full counter is as good.
+                let _ = queue.kick().write(1);
+                return Ok(());
+            }
             if !queue.wait(&memory)? {
                 return Ok(());
             }

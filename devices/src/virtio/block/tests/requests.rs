@@ -49,6 +49,50 @@ fn what_is_written_is_in_the_image() {
     }
 }
 
+/// A table that all requests of a queue have in common takes little of a guest, and no more of the host.
+#[test]
+fn requests_of_more_descriptors_than_there_may_be_get_nothing() {
+    /// The most.
+    const MOST: u16 = 1024;
+    let table = 0x2_0000;
+    for engine in ENGINES {
+        let (mut driver, _file) = ordinary(engine);
+        let entry = |driver: &Driver, at: u16, buffer: Buffer, next: Option<u16>| {
+            let mut bytes = buffer.gpa.to_le_bytes().to_vec();
+            bytes.extend(buffer.length.to_le_bytes());
+            let flags = u16::from(buffer.writable) * 2 + u16::from(next.is_some());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(next.unwrap_or_default().to_le_bytes());
+            driver.fill(table + u64::from(at) * 16, &bytes);
+        };
+        let ask = |driver: &mut Driver, entries: u32| {
+            put_header(driver, HEADER, IN, 0);
+            driver.fill(STATUS, &[0xff]);
+            driver.describe(0, 0, readable(table, entries * 16), 4, 0);
+            driver.offer(0, 0);
+            driver.kick(0);
+            let (head, written) = driver.wait_used(0);
+            assert_eq!(head, 0);
+            (driver.bytes(STATUS, 1)[0], written)
+        };
+        for (count, answer) in [(MOST, (OK, 1025)), (MOST + 1, (0xff, 0))] {
+            // Bytes one by one, and the rest of two sectors.
+            entry(&driver, 0, readable(HEADER, 16), Some(1));
+            let last = count - 2;
+            for at in 1..last {
+                entry(&driver, at, writable(DATA, 1), Some(at + 1));
+            }
+            let rest = 1024 - u32::from(last - 1);
+            entry(&driver, last, writable(DATA, rest), Some(last + 1));
+            entry(&driver, last + 1, writable(STATUS, 1), None);
+            assert_eq!(ask(&mut driver, count.into()), answer, "{count}");
+        }
+        // As many as a table can have, since it goes in a circle.
+        entry(&driver, 1, writable(DATA, 512), Some(1));
+        assert_eq!(ask(&mut driver, 0xffff), (0xff, 0));
+    }
+}
+
 #[test]
 fn ranges_become_zeroes() {
     for engine in ENGINES {
