@@ -25,6 +25,7 @@ pub mod probe;
 mod report;
 mod shared_card;
 mod signals;
+mod summary;
 mod vmm;
 
 pub use coherent_device::CoherentDevice;
@@ -37,4 +38,5 @@ pub use lab::Lab;
 pub use linux::Linux;
 pub use report::{Report, SharedReport};
 pub use shared_card::SharedCard;
+pub use summary::Summary;
 pub use vmm::{Outcome, RunningVmm, Vmm};
