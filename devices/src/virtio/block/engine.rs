@@ -14,7 +14,6 @@ use std::time::Duration;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{c_int, iovec, off_t};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long it is waited before a host without room is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
@@ -66,10 +65,10 @@ impl Engine {
         }
     }
 
-    /// Readable when operations have ended.
-    pub fn event(&self) -> Option<&EventFd> {
+    /// Readable when operations have ended, until [`Engine::next_completion`] has said so of all.
+    pub fn event(&self) -> Option<RawFd> {
         match self {
-            Self::Ring(ring) => Some(&ring.event),
+            Self::Ring(ring) => Some(ring.ring.as_raw_fd()),
             Self::Calls { .. } => None,
         }
     }
@@ -96,7 +95,9 @@ impl Engine {
 
     /// Hands to the host what was begun.
     pub fn submit(&mut self) {
-        if let Self::Ring(ring) = self {
+        if let Self::Ring(ring) = self
+            && !ring.ring.submission().is_empty()
+        {
             // What is not taken now is handed over again.
             let _ = ring.submit(0);
         }
@@ -165,7 +166,6 @@ impl Engine {
 /// An io_uring. Dropping it waits for what is under way.
 pub struct Ring {
     ring: IoUring,
-    event: EventFd,
     file: RawFd,
     /// Operations that have not ended, whether the host has them or not.
     begun: usize,
@@ -185,11 +185,8 @@ impl Ring {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring,
-            event,
             file,
             begun: 0,
         })
@@ -225,7 +222,6 @@ impl Ring {
         pushed.map_err(io::Error::other)?;
         self.submit(1)?;
         let _ = self.ring.completion().next();
-        let _ = self.event.read();
         self.ring.submitter().register_iowq_aff(set)
     }
 

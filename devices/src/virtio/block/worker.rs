@@ -503,16 +503,15 @@ impl Handler for BlockHandler {
 
     fn descriptors(&self) -> Vec<(RawFd, Token)> {
         let mut descriptors = vec![(self.queue.kick().as_raw_fd(), KICK)];
-        descriptors.extend(self.engine.event().map(|event| (event.as_raw_fd(), ENDED)));
+        descriptors.extend(self.engine.event().map(|event| (event, ENDED)));
         descriptors
     }
 
     fn ready(&mut self, token: Token) -> Result<(), Fault> {
-        // Somebody else may have read it, which is all the same.
-        let _ = match (token, self.engine.event()) {
-            (ENDED, Some(event)) => event.read(),
-            _ => self.queue.kick().read(),
-        };
+        if token == KICK {
+            // Somebody else may have read it, which is all the same.
+            let _ = self.queue.kick().read();
+        }
         self.work()
     }
 

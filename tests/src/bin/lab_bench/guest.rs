@@ -30,19 +30,30 @@ const LIFE: Duration = Duration::from_secs(600);
 const SETTLING: Duration = Duration::from_millis(20);
 
 /// Who runs a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Monitor {
-    Ours,
+    /// A build of ours, by its name in the lab's folder of binaries.
+    Ours(String),
     Qemu,
 }
 
-/// QEMU, where the host has it.
-///
-/// # Errors
-/// Outside the lab.
-pub fn qemu() -> Result<PathBuf> {
-    let tools = std::env::var_os("LAB_TOOLS").context("LAB_TOOLS is not set")?;
-    Ok(Path::new(&tools).join("bin/qemu-system-x86_64"))
+impl Monitor {
+    /// The build under test.
+    pub fn ours() -> Self {
+        Self::Ours("cloud-hypervisor".to_owned())
+    }
+
+    /// Its program.
+    ///
+    /// # Errors
+    /// Outside the lab.
+    pub fn program(&self, lab: &Lab) -> Result<PathBuf> {
+        let Self::Ours(name) = self else {
+            let tools = std::env::var_os("LAB_TOOLS").context("LAB_TOOLS is not set")?;
+            return Ok(Path::new(&tools).join("bin/qemu-system-x86_64"));
+        };
+        Ok(lab.program(name))
+    }
 }
 
 /// A guest that waits for orders.
@@ -64,7 +75,7 @@ pub enum Started {
 impl Guest {
     /// Starts one with a vCPU for each queue of its disk.
     pub fn start(
-        monitor: Monitor,
+        monitor: &Monitor,
         image: &Path,
         format: Format,
         store: Store,
@@ -77,15 +88,15 @@ impl Guest {
         script.write_to(&initramfs)?;
         let direct = store == Store::Direct;
         let vmm = match monitor {
-            Monitor::Ours => {
+            Monitor::Ours(name) => {
                 let disk = format!(
                     "path={},image_type={},num_queues={queues},queue_size={QUEUE_SIZE},direct={}",
                     image.display(),
                     format.name(),
                     if direct { "on" } else { "off" }
                 );
-                Vmm::new()?
-                    .name("ours")
+                Vmm::program(monitor.program(&lab)?)
+                    .name(name)
                     .args(["--cpus", &format!("boot={queues}")])
                     .args(["--memory", &format!("size={MEMORY_MIB}M")])
                     .args(["--serial", "tty", "--console", "off"])
@@ -102,7 +113,7 @@ impl Guest {
                     direct,
                     queues,
                 };
-                disk.add_to(Vmm::program(qemu()?))
+                disk.add_to(Vmm::program(monitor.program(&lab)?))
                     .name("qemu")
                     // qboot starts a kernel sooner than SeaBIOS.
                     .args(["-M", "q35", "-bios", "qboot.rom"])

@@ -16,7 +16,9 @@ const HOST_DISK: &str = "/dev/nvme0n1";
 /// Where the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// In a file of a file system in memory: requests end at once.
+    /// In a file of a file system in memory, which io_uring leaves to its workers.
+    Tmpfs,
+    /// On the host's disk, through the page cache, where all of it is after the first runs.
     PageCache,
     /// On the host's disk, past the page cache.
     Direct,
@@ -25,8 +27,9 @@ pub enum Store {
 impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::PageCache => "in the page cache (tmpfs)",
-            Self::Direct => "on the host's NVMe disk (O_DIRECT)",
+            Self::Tmpfs => "in tmpfs",
+            Self::PageCache => "in the page cache of an NVMe disk",
+            Self::Direct => "on an NVMe disk (O_DIRECT)",
         })
     }
 }
@@ -59,27 +62,27 @@ impl fmt::Display for Format {
 /// An image for each VMM, of the same content.
 pub struct Images {
     pub ours: PathBuf,
-    pub qemu: PathBuf,
+    pub other: PathBuf,
 }
 
 impl Store {
     /// Makes images in `folder`; nothing if the host has no such disk. The host's disk is one for
-    /// both: what is in it is nobody's business.
+    /// both: what is in it is nobody's business. Other builds of ours want what they use for themselves.
     pub fn images(self, format: Format, folder: &Path) -> Result<Option<Images>> {
-        if self == Self::Direct {
+        if self != Self::Tmpfs {
             let disk = PathBuf::from(HOST_DISK);
             return Ok(disk.exists().then(|| Images {
                 ours: disk.clone(),
-                qemu: disk,
+                other: disk,
             }));
         }
-        let [ours, qemu] = ["ours", "qemu"].map(|name| folder.join(name));
-        for path in [&ours, &qemu] {
+        let [ours, other] = ["ours", "other"].map(|name| folder.join(name));
+        for path in [&ours, &other] {
             // Of one that is there already, somebody may still have the lock.
             let _ = fs::remove_file(path);
             write(path, format).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        Ok(Some(Images { ours, qemu }))
+        Ok(Some(Images { ours, other }))
     }
 }
 

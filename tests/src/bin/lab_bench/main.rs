@@ -25,6 +25,8 @@ struct Options {
     seconds: f64,
     /// Cases whose names contain this.
     filter: String,
+    /// Who is compared with ours.
+    other: Monitor,
 }
 
 /// A machine that is measured.
@@ -63,17 +65,18 @@ fn run() -> Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
     let lab = Lab::get()?;
     let folder = tempfile::tempdir()?;
-    prepare_host(&lab)?;
+    prepare_host(&lab, &options.other)?;
     println!(
-        "ratios are ours/QEMU: median (minimum to maximum) of {} pairs of runs; absolute figures are \
-         medians",
+        "ratios are ours/other: median (minimum to maximum) of {} pairs of runs, and of the best run of each; \
+         other figures are medians, ours / other's, and all but the first for each request of the driver",
         options.rounds
     );
     let mut starts = Vec::new();
     let stores = [
+        (Store::Tmpfs, Format::Raw),
         (Store::PageCache, Format::Raw),
         (Store::Direct, Format::Raw),
-        (Store::PageCache, Format::Qcow2),
+        (Store::Tmpfs, Format::Qcow2),
     ];
     for (store, format) in stores {
         for queues in [1, 4] {
@@ -98,6 +101,7 @@ impl Options {
             rounds: 7,
             seconds: 1.0,
             filter: String::new(),
+            other: Monitor::Qemu,
         };
         while let Some(option) = arguments.next() {
             let value = arguments.next();
@@ -107,6 +111,7 @@ impl Options {
                 "--rounds" => options.rounds = value.parse().with_context(wrong)?,
                 "--seconds" => options.seconds = value.parse().with_context(wrong)?,
                 "--only" => options.filter = value,
+                "--against" => options.other = Monitor::Ours(value),
                 _ => bail!("unknown option {option}"),
             }
         }
@@ -117,16 +122,15 @@ impl Options {
 }
 
 /// Mounts what counts, gives the host its disk, and reads both programs once.
-fn prepare_host(lab: &Lab) -> Result<()> {
+fn prepare_host(lab: &Lab, other: &Monitor) -> Result<()> {
     if !Path::new(counters::KVM).exists() {
         command("mount", &["-t", "debugfs", "debugfs", "/sys/kernel/debug"])?;
     }
     // Without it, direct I/O is left out.
     let _ = command("modprobe", &["nvme"]);
-    let qemu = guest::qemu()?;
-    let ours = lab.program("cloud-hypervisor");
-    for program in [&*qemu, &*ours] {
-        let output = Command::new(program).arg("--version").output();
+    for monitor in [&Monitor::ours(), other] {
+        let program = monitor.program(lab)?;
+        let output = Command::new(&program).arg("--version").output();
         let output = output.with_context(|| format!("cannot start {}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         println!("{}", text.lines().next().unwrap_or_default());
@@ -154,16 +158,16 @@ fn compare(case: &Case, options: &Options, folder: &TempDir) -> Result<Option<St
         return Ok(None);
     };
     let start = |monitor, image| Guest::start(monitor, image, case.format, case.store, case.queues);
-    let mut ours = match start(Monitor::Ours, &images.ours)? {
+    let mut ours = match start(&Monitor::ours(), &images.ours)? {
         Started::Up(guest) => guest,
         Started::Refused(reason) => {
             println!("\n{name}: left out, since ours refuses it: {reason}");
             return Ok(None);
         }
     };
-    let mut qemu = match start(Monitor::Qemu, &images.qemu)? {
+    let mut other = match start(&options.other, &images.other)? {
         Started::Up(guest) => guest,
-        Started::Refused(reason) => bail!("{name}: QEMU refuses it: {reason}"),
+        Started::Refused(reason) => bail!("{name}: the other VMM refuses it: {reason}"),
     };
     println!("\n{name}");
     print_header();
@@ -175,24 +179,24 @@ fn compare(case: &Case, options: &Options, folder: &TempDir) -> Result<Option<St
         let requests = calibrate(options, &load, case.queues, |requests| {
             of(&mut ours, requests)
         })?;
-        of(&mut qemu, requests)?;
+        of(&mut other, requests)?;
         let mut pairs = Vec::new();
         for round in 0..options.rounds {
             // Whoever is first now is second in the next round.
             pairs.push(match round % 2 {
                 0 => {
                     let first = of(&mut ours, requests)?;
-                    (first, of(&mut qemu, requests)?)
+                    (first, of(&mut other, requests)?)
                 }
                 _ => {
-                    let first = of(&mut qemu, requests)?;
+                    let first = of(&mut other, requests)?;
                     (of(&mut ours, requests)?, first)
                 }
             });
         }
-        print_rows(&load, &pairs);
+        print_row(&load, &pairs);
     }
-    Ok(Some((ours.started, qemu.started)))
+    Ok(Some((ours.started, other.started)))
 }
 
 /// How many requests take as long as asked for.
@@ -213,62 +217,51 @@ fn calibrate(
     }
 }
 
-/// What a row says of both: a title, and the figure of a run.
-const COLUMNS: [(&str, fn(&Measured) -> f64); 6] = [
-    ("host CPU, µs", |run| run.cpu),
-    ("of it device's", |run| run.device_cpu),
+/// What a row says of both beside the ratios: a title, and the figure of a run.
+const COLUMNS: [Column; 7] = [
+    ("MiB/s", |run| run.rate),
+    ("CPU, µs", |run| run.cpu),
+    ("device's", |run| run.device_cpu),
     ("exits", |run| run.exits),
-    ("MMIO to VMM", |run| run.mmio),
+    ("MMIO", |run| run.mmio),
     ("interrupts", |run| run.interrupts),
-    ("switches", |run| run.switches),
+    ("waits", |run| run.switches),
 ];
+type Column = (&'static str, fn(&Measured) -> f64);
 
 fn print_header() {
-    print!(
-        "{:22}{:>22}{:>16} | per request",
-        "", "throughput", "MiB/s"
-    );
+    print!("{:22}{:30}{:30}", "", "throughput (best)", "CPU time (best)");
     for (title, _) in COLUMNS {
-        print!("{title:>16}");
+        print!("{title:>17}");
     }
     println!();
 }
 
 /// A row for a load: ratios of throughput and CPU time, and the figures of both.
-fn print_rows(load: &Load, pairs: &[(Measured, Measured)]) {
-    let ratio = |value: fn(&Measured) -> f64| {
-        Summary::of(
-            pairs
-                .iter()
-                .map(|(ours, qemu)| value(ours) / value(qemu).max(f64::MIN_POSITIVE)),
-        )
+fn print_row(load: &Load, pairs: &[(Measured, Measured)]) {
+    let ratio = |value: fn(&Measured) -> f64, best: fn(Summary) -> f64| {
+        let ratios = pairs.iter().map(|(ours, other)| value(ours) / value(other));
+        let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
+        let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
+        format!("{}, {:.2}", Summary::of(ratios), best(ours) / best(other))
     };
-    let of = |value: fn(&Measured) -> f64| {
-        let median = |which: fn(&(Measured, Measured)) -> &Measured| {
-            Summary::of(pairs.iter().map(|pair| value(which(pair)))).median
-        };
-        (median(|pair| &pair.0), median(|pair| &pair.1))
-    };
-    let speed = of(|run| run.rate);
-    print!(
-        "{load:22}{:>22}{:>16} |            ",
-        ratio(|run| run.rate).to_string(),
-        format!("{:.1} / {:.1}", speed.0, speed.1)
-    );
+    let rate = ratio(|run| run.rate, |runs| runs.most);
+    let cpu = ratio(|run| run.cpu, |runs| runs.least);
+    print!("{load:22}{rate:30}{cpu:30}");
     for (_, value) in COLUMNS {
-        let (ours, qemu) = of(value);
-        print!("{:>16}", format!("{ours:.2} / {qemu:.2}"));
+        let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
+        let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
+        print!("{:>17}", format!("{:.2} / {:.2}", ours.median, other.median));
     }
     println!();
-    println!("{:22}{:>22}{:>16} |   CPU ratio {}", "", "", "", ratio(|run| run.cpu));
 }
 
 fn print_starts(starts: &[Starts]) {
-    let ratio = Summary::of(starts.iter().map(|(ours, qemu)| ours / qemu));
+    let ratio = Summary::of(starts.iter().map(|(ours, other)| ours / other));
     let ours = Summary::of(starts.iter().map(|start| start.0));
-    let qemu = Summary::of(starts.iter().map(|start| start.1));
+    let other = Summary::of(starts.iter().map(|start| start.1));
     println!(
-        "\nfrom the VMM's process to the guest's init, of {} pairs: ratio {ratio}; {ours} s and {qemu} s",
+        "\nfrom the VMM's process to the guest's init, of {} pairs: ratio {ratio}; {ours} s and {other} s",
         starts.len()
     );
 }
