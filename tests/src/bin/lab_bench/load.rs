@@ -24,12 +24,7 @@ pub const LOADS: [Load; 4] = [
 ];
 
 impl Load {
-    const fn new(
-        access: &'static str,
-        order: &'static str,
-        bytes: usize,
-        depth: usize,
-    ) -> Self {
+    const fn new(access: &'static str, order: &'static str, bytes: usize, depth: usize) -> Self {
         Self {
             access,
             order,
@@ -72,7 +67,12 @@ impl Load {
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { access, order, bytes, depth: _ } = self;
+        let Self {
+            access,
+            order,
+            bytes,
+            depth: _,
+        } = self;
         let size = match bytes >> 20 {
             0 => format!("{} KiB", bytes >> 10),
             count => format!("{count} MiB"),

@@ -230,7 +230,10 @@ const COLUMNS: [Column; 7] = [
 type Column = (&'static str, fn(&Measured) -> f64);
 
 fn print_header() {
-    print!("{:22}{:30}{:30}", "", "throughput (best)", "CPU time (best)");
+    print!(
+        "{:22}{:30}{:30}",
+        "", "throughput (best)", "CPU time (best)"
+    );
     for (title, _) in COLUMNS {
         print!("{title:>17}");
     }
@@ -251,7 +254,10 @@ fn print_row(load: &Load, pairs: &[(Measured, Measured)]) {
     for (_, value) in COLUMNS {
         let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
         let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
-        print!("{:>17}", format!("{:.2} / {:.2}", ours.median, other.median));
+        print!(
+            "{:>17}",
+            format!("{:.2} / {:.2}", ours.median, other.median)
+        );
     }
     println!();
 }
