@@ -177,7 +177,9 @@ impl Ring {
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [
+            opcode::Read::CODE,
             opcode::Readv::CODE,
+            opcode::Write::CODE,
             opcode::Writev::CODE,
             opcode::Fsync::CODE,
             opcode::Fallocate::CODE,
@@ -195,7 +197,8 @@ impl Ring {
     /// # Safety
     /// As for [`Engine::begin`].
     unsafe fn push(&mut self, operation: Operation, user: u16) -> io::Result<()> {
-        let entry = entry(Fd(self.file), operation).user_data(user.into());
+        // SAFETY: the caller says that the iovecs are there.
+        let entry = unsafe { entry(Fd(self.file), operation) }.user_data(user.into());
         // SAFETY: the caller keeps what it names until it has ended, and dropping waits for the end.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::other("more requests than the ring has room for"))?;
@@ -267,24 +270,58 @@ impl Drop for Ring {
     }
 }
 
-fn entry(file: Fd, operation: Operation) -> squeue::Entry {
+/// A buffer that is alone: the kernel spares itself a list of one.
+///
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn single(iovecs: *const iovec, count: u32) -> Option<(*mut u8, u32)> {
+    if count != 1 {
+        return None;
+    }
+    // SAFETY: the caller says that it is there.
+    let iovec { iov_base, iov_len } = unsafe { iovecs.read() };
+    let length = u32::try_from(iov_len).ok()?;
+    Some((iov_base.cast(), length))
+}
+
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn entry(file: Fd, operation: Operation) -> squeue::Entry {
     match operation {
         Operation::Read {
             iovecs,
             count,
             offset,
-        } => opcode::Readv::new(file, iovecs, count)
-            .offset(offset)
-            .build(),
+        } => {
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Read::new(file, buffer, length)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Readv::new(file, iovecs, count)
+                    .offset(offset)
+                    .build(),
+            }
+        }
         Operation::Write {
             iovecs,
             count,
             offset,
             synchronous,
-        } => opcode::Writev::new(file, iovecs, count)
-            .offset(offset)
-            .rw_flags(write_flags(synchronous))
-            .build(),
+        } => {
+            let flags = write_flags(synchronous);
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Write::new(file, buffer, length)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Writev::new(file, iovecs, count)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
         Operation::Allocate {
             mode,
             offset,
