@@ -31,7 +31,8 @@ mod vmm;
 pub use coherent_device::CoherentDevice;
 pub use forward::Forward;
 pub use host::{
-    Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
+    ACCESSES_TO_VMM, Hugepages, Mapping, Placement, Usage, kvm_counter, mappings, placements,
+    threads, usage, vcpu_affinity,
 };
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;

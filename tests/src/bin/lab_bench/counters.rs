@@ -4,33 +4,32 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-
-/// Where KVM counts what its guests do, a folder for each.
-pub const KVM: &str = "/sys/kernel/debug/kvm";
+use anyhow::Result;
+use tests::{ACCESSES_TO_VMM, kvm_counter};
 
 /// Counters of a VMM's process at one moment.
 pub struct Counters {
-    /// CPU time of user and kernel, in hundredths of a second (proc_pid_stat(5)).
-    ticks: u64,
+    /// What the emulated host's CPU has taken of a real one, in nanoseconds.
+    emulator: Option<u64>,
     exits: u64,
     mmio: u64,
-    /// By thread, those that are no vCPUs: time on a CPU in nanoseconds, and how often it has waited.
-    devices: BTreeMap<String, (u64, u64)>,
+    threads: BTreeMap<String, Thread>,
 }
 
 /// What has come to them since.
 pub struct Used {
-    /// CPU time, in hundredths of a second.
-    pub ticks: u64,
+    /// What the emulated host's CPU has taken of a real one, in nanoseconds; nothing on a host of its own.
+    pub emulator: Option<u64>,
+    /// CPU time of the process, in nanoseconds, the guest's included.
+    pub nanoseconds: u64,
     /// How often a vCPU left the guest.
     pub exits: u64,
     /// How often an access of the guest was carried out by the VMM.
     pub mmio: u64,
-    /// CPU time of threads that are no vCPUs.
-    pub device_nanoseconds: Option<u64>,
+    /// CPU time of threads that are no vCPUs, in nanoseconds.
+    pub device_nanoseconds: u64,
     /// How often they have waited.
-    pub switches: u64,
+    pub waits: u64,
 }
 
 impl Counters {
@@ -39,70 +38,75 @@ impl Counters {
     /// # Errors
     /// The process is gone, or KVM does not count.
     pub fn read(pid: u32) -> Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name, in parentheses, may have anything in it.
-        let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-        let fields: Vec<_> = fields.split_whitespace().collect();
-        let field = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-        let ticks = field(11).zip(field(12)).context("no times in stat")?;
-        let prefix = format!("{pid}-");
-        let folders = fs::read_dir(KVM).context("KVM does not count here")?;
-        let mut folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
-        let folder = folders.find(|path| {
-            let name = path.file_name().unwrap_or_default();
-            name.to_string_lossy().starts_with(&prefix)
-        });
-        let folder = folder.with_context(|| format!("no guest of process {pid} in {KVM}"))?;
-        let mut devices = BTreeMap::new();
+        let mut threads = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = entry?.path();
             // A thread may have ended meanwhile.
-            if let Some(used) = device(&task) {
-                devices.insert(task.display().to_string(), used);
+            if let Some(thread) = Thread::read(&task) {
+                threads.insert(task.display().to_string(), thread);
             }
         }
         Ok(Self {
-            ticks: ticks.0 + ticks.1,
-            exits: count(&folder, "exits")?,
-            mmio: count(&folder, "mmio_exits")?,
-            devices,
+            emulator: emulator(),
+            exits: kvm_counter(pid, "exits")?,
+            mmio: kvm_counter(pid, ACCESSES_TO_VMM)?,
+            threads,
         })
     }
 
     /// What has come to them since `before`. What a thread took that has ended since is missing.
     pub fn since(&self, before: &Self) -> Used {
-        let devices = self.devices.iter().map(|(task, (time, waits))| {
-            let of = before.devices.get(task).copied().unwrap_or_default();
-            (time - of.0, waits - of.1)
-        });
-        let devices: Vec<_> = devices.collect();
-        Used {
-            ticks: self.ticks - before.ticks,
+        let mut used = Used {
+            emulator: (self.emulator.zip(before.emulator)).map(|(now, then)| now - then),
+            nanoseconds: 0,
             exits: self.exits - before.exits,
             mmio: self.mmio - before.mmio,
-            device_nanoseconds: (!devices.is_empty())
-                .then(|| devices.iter().map(|used| used.0).sum()),
-            switches: devices.iter().map(|used| used.1).sum(),
+            device_nanoseconds: 0,
+            waits: 0,
+        };
+        for (task, thread) in &self.threads {
+            let then = before.threads.get(task).copied().unwrap_or_default();
+            let nanoseconds = thread.nanoseconds - then.nanoseconds;
+            used.nanoseconds += nanoseconds;
+            if !thread.is_vcpu {
+                used.device_nanoseconds += nanoseconds;
+                used.waits += thread.waits - then.waits;
+            }
         }
+        used
     }
 }
 
-/// What a thread has used; nothing if it is a vCPU's: `vcpu0` of ours, `CPU 0/KVM` of QEMU's.
-fn device(task: &Path) -> Option<(u64, u64)> {
-    let read = |name: &str| fs::read_to_string(task.join(name)).ok();
-    let name = read("comm")?;
-    if name.starts_with("vcpu") || name.starts_with("CPU ") {
-        return None;
-    }
-    let time = read("schedstat")?.split(' ').next()?.parse().ok()?;
-    let status = read("status")?;
-    let key = "voluntary_ctxt_switches:";
-    let waits = status.lines().find_map(|line| line.strip_prefix(key))?;
-    Some((time, waits.trim().parse().ok()?))
+/// What a thread has used.
+#[derive(Clone, Copy, Default)]
+struct Thread {
+    is_vcpu: bool,
+    /// Time on a CPU.
+    nanoseconds: u64,
+    /// How often it has waited.
+    waits: u64,
 }
 
-fn count(folder: &Path, name: &str) -> Result<u64> {
-    let path = folder.join(name);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    Ok(text.trim().parse()?)
+impl Thread {
+    fn read(task: &Path) -> Option<Self> {
+        let read = |name: &str| fs::read_to_string(task.join(name)).ok();
+        let name = read("comm")?;
+        let status = read("status")?;
+        let key = "voluntary_ctxt_switches:";
+        let waits = status.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(Self {
+            // Of ours, and of QEMU's.
+            is_vcpu: name.starts_with("vcpu") || name.starts_with("CPU "),
+            nanoseconds: read("schedstat")?.split(' ').next()?.parse().ok()?,
+            waits: waits.trim().parse().ok()?,
+        })
+    }
+}
+
+/// What the threads of the emulator that are CPUs have taken (`scripts/lab-run`).
+fn emulator() -> Option<u64> {
+    let tasks = fs::read_dir("/lab/emulator/task").ok()?;
+    let threads = tasks.filter_map(|task| Thread::read(&task.ok()?.path()));
+    let cpus = threads.filter(|thread| thread.is_vcpu);
+    Some(cpus.map(|thread| thread.nanoseconds).sum()).filter(|taken| *taken > 0)
 }

@@ -86,14 +86,13 @@ impl Guest {
         let initramfs = files.path().join("initramfs");
         let script = Initramfs::new(SCRIPT).drivers().program("disk_load");
         script.write_to(&initramfs)?;
-        let direct = store == Store::Direct;
         let vmm = match monitor {
             Monitor::Ours(name) => {
                 let disk = format!(
                     "path={},image_type={},num_queues={queues},queue_size={QUEUE_SIZE},direct={}",
                     image.display(),
                     format.name(),
-                    if direct { "on" } else { "off" }
+                    if store == Store::Direct { "on" } else { "off" }
                 );
                 Vmm::program(monitor.program(&lab)?)
                     .name(name)
@@ -110,7 +109,7 @@ impl Guest {
                 let disk = QemuDisk {
                     image,
                     format,
-                    direct,
+                    store,
                     queues,
                 };
                 disk.add_to(Vmm::program(monitor.program(&lab)?))
@@ -190,7 +189,7 @@ impl Guest {
 struct QemuDisk<'a> {
     image: &'a Path,
     format: Format,
-    direct: bool,
+    store: Store,
     queues: usize,
 }
 
@@ -199,11 +198,15 @@ impl QemuDisk<'_> {
         let Self {
             image,
             format,
-            direct,
+            store,
             queues,
         } = *self;
+        let direct = store == Store::Direct;
         let cache = json!({"direct": direct, "no-flush": false});
-        let driver = if direct { "host_device" } else { "file" };
+        let driver = match store {
+            Store::Tmpfs => "file",
+            Store::PageCache | Store::Direct => "host_device",
+        };
         let node = json!({
             "driver": format.name(),
             "node-name": "disk",
@@ -215,8 +218,6 @@ impl QemuDisk<'_> {
                 "aio": "io_uring",
                 "cache": cache,
                 "discard": "unmap",
-                // Ours has it, too, where it is the host's disk.
-                "locking": "off",
             },
         });
         let mut mapping = Vec::new();

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::command;
+
 const MIB: usize = 1 << 20;
 /// Bytes of a disk: those of the host's own (`scripts/lab-run`).
 const SIZE: usize = 64 * MIB;
 /// The host's own disk.
 const HOST_DISK: &str = "/dev/nvme0n1";
+const HOST_DISK_FACTS: &str = "/sys/block/nvme0n1";
 
 /// Where the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +70,10 @@ pub struct Images {
 
 impl Store {
     /// Makes images in `folder`; nothing if the host has no such disk. The host's disk is one for
-    /// both: what is in it is nobody's business. Other builds of ours want what they use for themselves.
+    /// both, under two names: what is in it is nobody's business.
     pub fn images(self, format: Format, folder: &Path) -> Result<Option<Images>> {
         if self != Self::Tmpfs {
-            let disk = PathBuf::from(HOST_DISK);
-            return Ok(disk.exists().then(|| Images {
-                ours: disk.clone(),
-                other: disk,
-            }));
+            return host_disk(folder);
         }
         let [ours, other] = ["ours", "other"].map(|name| folder.join(name));
         for path in [&ours, &other] {
@@ -84,6 +83,26 @@ impl Store {
         }
         Ok(Some(Images { ours, other }))
     }
+}
+
+fn host_disk(folder: &Path) -> Result<Option<Images>> {
+    let says = |file| fs::read_to_string(Path::new(HOST_DISK_FACTS).join(file));
+    // Only an emulated host's may be written to.
+    if says("device/serial").unwrap_or_default().trim() != "lab" {
+        return Ok(None);
+    }
+    let numbers = says("dev")?;
+    let (major, minor) = numbers
+        .trim()
+        .split_once(':')
+        .context("no device numbers")?;
+    let other = folder.join("disk");
+    if !other.exists() {
+        // Each name has locks of its own.
+        command("mknod", &[&other.display().to_string(), "b", major, minor])?;
+    }
+    let ours = PathBuf::from(HOST_DISK);
+    Ok(Some(Images { ours, other }))
 }
 
 /// Bytes of a cluster of qcow2.

@@ -6,7 +6,6 @@ mod guest;
 mod image;
 mod load;
 
-use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -67,8 +66,7 @@ fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     prepare_host(&lab, &options.other)?;
     println!(
-        "ratios are ours/other: median (minimum to maximum) of {} pairs of runs, and of the best run of each; \
-         other figures are medians, ours / other's, and all but the first for each request of the driver",
+        "ratios are ours/other: median (minimum to maximum) of {} pairs of runs; other figures are medians, ours / other's, and all but the first for each request of the driver",
         options.rounds
     );
     let mut starts = Vec::new();
@@ -121,11 +119,8 @@ impl Options {
     }
 }
 
-/// Mounts what counts, gives the host its disk, and reads both programs once.
+/// Gives the host its disk, and reads both programs once.
 fn prepare_host(lab: &Lab, other: &Monitor) -> Result<()> {
-    if !Path::new(counters::KVM).exists() {
-        command("mount", &["-t", "debugfs", "debugfs", "/sys/kernel/debug"])?;
-    }
     // Without it, direct I/O is left out.
     let _ = command("modprobe", &["nvme"]);
     for monitor in [&Monitor::ours(), other] {
@@ -140,6 +135,7 @@ fn prepare_host(lab: &Lab, other: &Monitor) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command of the host.
 fn command(program: &str, arguments: &[&str]) -> Result<()> {
     let status = Command::new(program).args(arguments).status();
     let status = status.with_context(|| format!("cannot start {program}"))?;
@@ -158,7 +154,8 @@ fn compare(case: &Case, options: &Options, folder: &TempDir) -> Result<Option<St
         return Ok(None);
     };
     let start = |monitor, image| Guest::start(monitor, image, case.format, case.store, case.queues);
-    let mut ours = match start(&Monitor::ours(), &images.ours)? {
+    let ours = Monitor::ours();
+    let mut ours = match start(&ours, &images.ours)? {
         Started::Up(guest) => guest,
         Started::Refused(reason) => {
             println!("\n{name}: left out, since ours refuses it: {reason}");
@@ -218,22 +215,20 @@ fn calibrate(
 }
 
 /// What a row says of both beside the ratios: a title, and the figure of a run.
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     ("MiB/s", |run| run.rate),
+    ("work, µs", |run| run.work),
     ("CPU, µs", |run| run.cpu),
     ("device's", |run| run.device_cpu),
     ("exits", |run| run.exits),
     ("MMIO", |run| run.mmio),
     ("interrupts", |run| run.interrupts),
-    ("waits", |run| run.switches),
+    ("waits", |run| run.waits),
 ];
 type Column = (&'static str, fn(&Measured) -> f64);
 
 fn print_header() {
-    print!(
-        "{:22}{:30}{:30}",
-        "", "throughput (best)", "CPU time (best)"
-    );
+    print!("{:22}{:30}{:30}", "", "throughput", "work of the host");
     for (title, _) in COLUMNS {
         print!("{title:>17}");
     }
@@ -242,15 +237,13 @@ fn print_header() {
 
 /// A row for a load: ratios of throughput and CPU time, and the figures of both.
 fn print_row(load: &Load, pairs: &[(Measured, Measured)]) {
-    let ratio = |value: fn(&Measured) -> f64, best: fn(Summary) -> f64| {
+    let ratio = |value: fn(&Measured) -> f64| {
         let ratios = pairs.iter().map(|(ours, other)| value(ours) / value(other));
-        let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
-        let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
-        format!("{}, {:.2}", Summary::of(ratios), best(ours) / best(other))
+        Summary::of(ratios).to_string()
     };
-    let rate = ratio(|run| run.rate, |runs| runs.most);
-    let cpu = ratio(|run| run.cpu, |runs| runs.least);
-    print!("{load:22}{rate:30}{cpu:30}");
+    let rate = ratio(|run| run.rate);
+    let work = ratio(|run| run.work);
+    print!("{load:22}{rate:30}{work:30}");
     for (_, value) in COLUMNS {
         let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
         let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
