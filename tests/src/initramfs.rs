@@ -1,6 +1,6 @@
 //! The guest's user space: busybox and a test's shell script.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -27,7 +27,8 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
 pub struct Initramfs {
     script: String,
     modules: Vec<String>,
-    programs: Vec<String>,
+    /// Names, and where they are.
+    programs: Vec<(String, fn(&Lab, &str) -> PathBuf)>,
     drivers: bool,
 }
 
@@ -50,7 +51,14 @@ impl Initramfs {
 
     /// Adds a program of `tests/programs`, which the script finds as `/bin/<name>`.
     pub fn program(mut self, name: &str) -> Self {
-        self.programs.push(name.to_owned());
+        self.programs.push((name.to_owned(), Lab::guest_program));
+        self
+    }
+
+    /// Adds a program that was built with the VMM, statically linked, which the script finds as
+    /// `/bin/<name>`.
+    pub fn binary(mut self, name: &str) -> Self {
+        self.programs.push((name.to_owned(), Lab::program));
         self
     }
 
@@ -89,8 +97,8 @@ impl Initramfs {
         for name in &self.modules {
             archive.file(&format!("/lib/{name}.ko"), 0o644, &read(&lab.module(name))?);
         }
-        for name in &self.programs {
-            let program = read(&lab.guest_program(name))?;
+        for (name, place) in &self.programs {
+            let program = read(&place(&lab, name))?;
             archive.file(&format!("/bin/{name}"), 0o755, &program);
         }
         let mut bytes = archive.finish();

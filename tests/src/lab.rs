@@ -76,6 +76,11 @@ impl Lab {
         })
     }
 
+    /// Whether this is the developer's own machine, and not an emulated host.
+    pub fn is_direct(&self) -> bool {
+        self.slowdown == 1
+    }
+
     /// `time` on hardware, as long as it takes here.
     pub fn scaled(&self, time: Duration) -> Duration {
         time * self.slowdown

@@ -27,10 +27,10 @@ mod transport;
 pub mod vsock;
 mod worker;
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(all(test, not(feature = "testing")))]
 mod testing;
 #[cfg(feature = "testing")]
-pub use testing::hostile;
+pub mod testing;
 
 use std::io;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devices::virtio::hostile;
+use devices::virtio::testing::hostile;
 
 /// Something that bytes are given to.
 pub struct Target {

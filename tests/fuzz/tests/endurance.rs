@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
-use devices::virtio::hostile;
+use devices::virtio::testing::hostile;
 use fuzz::Holdings;
 
 /// Bytes that are allocated.

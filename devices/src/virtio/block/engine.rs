@@ -14,7 +14,6 @@ use std::time::Duration;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{c_int, iovec, off_t};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long it is waited before a host without room is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
@@ -66,10 +65,10 @@ impl Engine {
         }
     }
 
-    /// Readable when operations have ended.
-    pub fn event(&self) -> Option<&EventFd> {
+    /// Readable when operations have ended, until [`Engine::next_completion`] has said so of all.
+    pub fn event(&self) -> Option<RawFd> {
         match self {
-            Self::Ring(ring) => Some(&ring.event),
+            Self::Ring(ring) => Some(ring.ring.as_raw_fd()),
             Self::Calls => None,
         }
     }
@@ -101,7 +100,9 @@ impl Engine {
 
     /// Hands to the host what was begun.
     pub fn submit(&mut self) {
-        if let Self::Ring(ring) = self {
+        if let Self::Ring(ring) = self
+            && !ring.ring.submission().is_empty()
+        {
             // What is not taken now is handed over again.
             let _ = ring.submit(0);
         }
@@ -170,7 +171,6 @@ impl Engine {
 /// An io_uring. Dropping it waits for what is under way.
 pub struct Ring {
     ring: IoUring,
-    event: EventFd,
     /// Operations that have not ended, whether the host has them or not.
     begun: usize,
 }
@@ -181,7 +181,9 @@ impl Ring {
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [
+            opcode::Read::CODE,
             opcode::Readv::CODE,
+            opcode::Write::CODE,
             opcode::Writev::CODE,
             opcode::Fsync::CODE,
             opcode::Fallocate::CODE,
@@ -189,19 +191,14 @@ impl Ring {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(Self {
-            ring,
-            event,
-            begun: 0,
-        })
+        Ok(Self { ring, begun: 0 })
     }
 
     /// # Safety
     /// As for [`Engine::begin`].
     unsafe fn push(&mut self, file: RawFd, operation: Operation, user: u16) -> io::Result<()> {
-        let entry = entry(Fd(file), operation).user_data(user.into());
+        // SAFETY: the caller says that the iovecs are there.
+        let entry = unsafe { entry(Fd(file), operation) }.user_data(user.into());
         // SAFETY: the caller keeps what it names until it has ended, and dropping waits for the end.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::other("more requests than the ring has room for"))?;
@@ -228,7 +225,6 @@ impl Ring {
         pushed.map_err(io::Error::other)?;
         self.submit(1)?;
         let _ = self.ring.completion().next();
-        let _ = self.event.read();
         self.ring.submitter().register_iowq_aff(set)
     }
 
@@ -274,24 +270,58 @@ impl Drop for Ring {
     }
 }
 
-fn entry(file: Fd, operation: Operation) -> squeue::Entry {
+/// A buffer that is alone: the kernel spares itself a list of one.
+///
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn single(iovecs: *const iovec, count: u32) -> Option<(*mut u8, u32)> {
+    if count != 1 {
+        return None;
+    }
+    // SAFETY: the caller says that it is there.
+    let iovec { iov_base, iov_len } = unsafe { iovecs.read() };
+    let length = u32::try_from(iov_len).ok()?;
+    Some((iov_base.cast(), length))
+}
+
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn entry(file: Fd, operation: Operation) -> squeue::Entry {
     match operation {
         Operation::Read {
             iovecs,
             count,
             offset,
-        } => opcode::Readv::new(file, iovecs, count)
-            .offset(offset)
-            .build(),
+        } => {
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Read::new(file, buffer, length)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Readv::new(file, iovecs, count)
+                    .offset(offset)
+                    .build(),
+            }
+        }
         Operation::Write {
             iovecs,
             count,
             offset,
             synchronous,
-        } => opcode::Writev::new(file, iovecs, count)
-            .offset(offset)
-            .rw_flags(write_flags(synchronous))
-            .build(),
+        } => {
+            let flags = write_flags(synchronous);
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Write::new(file, buffer, length)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Writev::new(file, iovecs, count)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
         Operation::Allocate {
             mode,
             offset,

@@ -762,7 +762,7 @@ impl Handler for BlockHandler {
 
     fn descriptors(&self) -> Vec<(RawFd, Token)> {
         let mut descriptors = vec![(self.queue.kick().as_raw_fd(), KICK)];
-        descriptors.extend(self.engine.event().map(|event| (event.as_raw_fd(), ENDED)));
+        descriptors.extend(self.engine.event().map(|event| (event, ENDED)));
         let limiter = self.limiter.as_ref();
         descriptors.extend(limiter.map(|limiter| (limiter.event(), DUE)));
         let port = self.port.as_ref();
@@ -771,13 +771,12 @@ impl Handler for BlockHandler {
     }
 
     fn ready(&mut self, token: Token) -> Result<(), Fault> {
-        // Somebody else may have read it, which is all the same.
-        let _ = match (token, self.engine.event(), &self.port) {
-            (ENDED, Some(event), _) => event.read(),
-            (REPLIED, _, Some(port)) => port.event().read(),
-            // Nothing to read: asking again turns it off.
-            (DUE, ..) => Ok(0),
-            _ => self.queue.kick().read(),
+        // Somebody else may have read it, which is all the same. What else is told of is not read: taking
+        // completions and asking the limits again turn it off.
+        let _ = match (token, &self.port) {
+            (KICK, _) => self.queue.kick().read(),
+            (REPLIED, Some(port)) => port.event().read(),
+            _ => Ok(0),
         };
         self.work()
     }

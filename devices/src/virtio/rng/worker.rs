@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use vm_memory::{GuestMemory as _, Permissions, ReadVolatile as _, VolatileMemoryError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::virtio::{Chain, Fault, Handler, Token, VirtQueue};
+use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Bytes that one request is given at most; a driver asks again for more.
 const MOST: usize = 64 << 10;
@@ -68,7 +68,7 @@ impl RngHandler {
                 };
                 left -= 1;
                 let head = chain.head_index();
-                match self.source.fill(chain)? {
+                match self.source.fill(chain, &memory)? {
                     Filled::Bytes(count) => queue.push(&memory, head, count)?,
                     Filled::NotNow => {
                         queue.unpop();
@@ -138,8 +138,7 @@ impl Source {
 
     /// Fills the writable buffers of a request, from the first on: with less than there is room for
     /// where the source has no more.
-    fn fill(&mut self, chain: Chain) -> io::Result<Filled> {
-        let memory = chain.memory().clone();
+    fn fill(&mut self, chain: Chain, memory: &Memory) -> io::Result<Filled> {
         let mut written = 0;
         for descriptor in chain.writable() {
             let room = (descriptor.len() as usize).min(MOST - written);

@@ -1,4 +1,8 @@
 //! What a driver does, as data, and as bytes: every string of bytes is a program.
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "tests alone write programs as bytes")
+)]
 
 use crate::virtio::testing::RAM;
 
