@@ -65,7 +65,7 @@ fn devices_leave_nothing_behind() {
             assert!(began.elapsed() < SLOW, "{what}: {:?}", began.elapsed());
         }
         nothing_is_left_over(&format!("drivers of {device}"), || {
-            for number in 0..200_u32 {
+            for number in 0..100_u32 {
                 hostile::run(device, &noise(number));
             }
         });
