@@ -105,6 +105,8 @@ def bootable(config):
     config["disks"] = None
     if isinstance(config.get("rng"), dict):
         config["rng"] = dict(config["rng"], src="/dev/urandom")
+    if isinstance(config.get("vsock"), dict):
+        config["vsock"] = dict(config["vsock"], socket="vsock")
     if isinstance(config.get("serial"), dict):
         mode = config["serial"]["mode"]
         config["serial"] = {"mode": mode}

@@ -204,10 +204,15 @@ impl Switch {
         }
     }
 
+    /// Whether a client of the host may wait for whom there is room.
+    pub fn can_accept(&self) -> bool {
+        self.client_waits && self.half_open < MOST_HALF_OPEN && self.accept_again.is_none()
+    }
+
     /// Accepts clients of the host, as many as there may be.
     pub fn accept(&mut self) {
         let mut left = MOST_HALF_OPEN;
-        while self.client_waits && self.half_open < MOST_HALF_OPEN && self.accept_again.is_none() {
+        while self.can_accept() {
             if left == 0 {
                 // Others have their turn, and then it is looked again.
                 self.client_waits = false;
