@@ -6,7 +6,7 @@ use super::switch::{Filled, Switch};
 use crate::virtio::{Fault, Handler, Token, VirtQueue};
 
 /// Packets after which it is looked whether the thread is to do something else.
-const ROUND: usize = 1024;
+const ROUND: usize = 256;
 
 /// The driver has made a buffer for packets to the guest available.
 const RECEIVE: Token = 0;
