@@ -105,6 +105,8 @@ def bootable(config):
     config["disks"] = None
     if isinstance(config.get("rng"), dict):
         config["rng"] = dict(config["rng"], src="/dev/urandom")
+    if isinstance(config.get("vsock"), dict):
+        config["vsock"] = dict(config["vsock"], socket="vsock")
     for key in ("serial", "console"):
         if isinstance(config.get(key), dict):
             mode = config[key]["mode"]

@@ -26,6 +26,9 @@ pub const MOST_HALF_OPEN: usize = 128;
 pub const MOST_REFUSALS: usize = 64;
 /// Data of one packet to the guest, at most.
 const MOST_DATA: u64 = 64 << 10;
+/// Descriptors of one packet, at most: as many as a queue has. A driver may not use more (section
+/// 2.7.5.3.1), and each takes room here.
+const MOST_DESCRIPTORS: usize = 256;
 /// After that it is looked again whether a client can be accepted, where the host has had no room.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// What is heard at once.
@@ -204,10 +207,15 @@ impl Switch {
         }
     }
 
+    /// Whether a client of the host may wait for whom there is room.
+    pub fn can_accept(&self) -> bool {
+        self.client_waits && self.half_open < MOST_HALF_OPEN && self.accept_again.is_none()
+    }
+
     /// Accepts clients of the host, as many as there may be.
     pub fn accept(&mut self) {
         let mut left = MOST_HALF_OPEN;
-        while self.client_waits && self.half_open < MOST_HALF_OPEN && self.accept_again.is_none() {
+        while self.can_accept() {
             if left == 0 {
                 // Others have their turn, and then it is looked again.
                 self.client_waits = false;
@@ -433,14 +441,21 @@ impl Switch {
         }
     }
 
+    /// Takes a chain apart; nothing of one that is too long.
     fn take_parts(&mut self, chain: Chain, writable: bool) {
         self.parts.clear();
-        let descriptors = chain
-            .filter(|descriptor| descriptor.is_write_only() == writable && descriptor.len() > 0);
-        self.parts.extend(descriptors.map(|descriptor| Part {
-            gpa: descriptor.addr(),
-            bytes: descriptor.len(),
-        }));
+        for (count, descriptor) in chain.enumerate() {
+            if count == MOST_DESCRIPTORS {
+                self.parts.clear();
+                return;
+            }
+            if descriptor.is_write_only() == writable && descriptor.len() > 0 {
+                self.parts.push(Part {
+                    gpa: descriptor.addr(),
+                    bytes: descriptor.len(),
+                });
+            }
+        }
     }
 
     /// Ends what has waited for too long.

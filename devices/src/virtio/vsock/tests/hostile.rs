@@ -141,6 +141,11 @@ fn more_than_the_credit_ends_a_connection() {
         assert!(sent < 16 << 20, "it takes everything");
     };
     assert!(peer.owns(&reset));
+    // What was sent meanwhile is of no connection.
+    thread::sleep(Duration::from_millis(30));
+    while let Some((header, _)) = rig.try_receive() {
+        assert_eq!(header.op, op::RST);
+    }
     // What it took, it has delivered or dropped.
     let mut received = Vec::new();
     let _ = client.read_to_end(&mut received);
@@ -230,6 +235,43 @@ fn loops_have_an_end() {
     assert_eq!(rig.driver.wait_used(TX), (0, 0));
     assert!(peer.owns(&rig.expect(op::RST)));
     rig.check();
+}
+
+/// A table that all packets have in common takes little of a guest, and no more of the host.
+#[test]
+fn packets_of_more_descriptors_than_there_may_be_are_dropped() {
+    const TABLE: u64 = 0x6_0000;
+    let mut rig = Rig::new();
+    let (mut client, peer) = rig.connect(1);
+    let entry = |rig: &Rig, at: u16, gpa: u64, next: u16| {
+        let mut bytes = gpa.to_le_bytes().to_vec();
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(1_u16.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        rig.driver.fill(TABLE + u64::from(at) * 16, &bytes);
+    };
+    let bytes = pattern(4, 212);
+    rig.driver.fill(TX_HEADER, &peer.data(212).to_bytes());
+    rig.driver.fill(TX_HEADER + 44, &bytes);
+    for at in 0..300 {
+        entry(&rig, at, TX_HEADER + u64::from(at), at + 1);
+    }
+    let mut offer = |entries: u32| {
+        let indirect = 4;
+        let table = readable(TABLE, entries * 16);
+        rig.driver.describe(TX, 0, table, indirect, 0);
+        rig.driver.offer(TX, 0);
+        rig.driver.kick(TX);
+        assert_eq!(rig.driver.wait_used(TX), (0, 0));
+    };
+    offer(256);
+    assert_eq!(read(&mut client, 212), bytes);
+    offer(257);
+    // As many as a table can have, in a circle.
+    offer(0xffff);
+    rig.expect_nothing();
+    rig.send(peer.data(2), b"ok");
+    assert_eq!(read(&mut client, 2), b"ok");
 }
 
 /// Buffers that no packet fits into are given back empty, and nothing is lost.
