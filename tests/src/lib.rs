@@ -25,6 +25,7 @@ pub mod probe;
 mod report;
 mod shared_card;
 mod signals;
+pub mod tap;
 mod vmm;
 
 pub use coherent_device::CoherentDevice;

@@ -9,6 +9,7 @@ mod late_memory;
 mod lifecycle;
 mod matrix;
 mod memory;
+mod net;
 mod numa;
 mod report;
 mod segments;

@@ -6,7 +6,7 @@ use std::fmt;
 use super::error::Problem;
 use super::spelling::{Fallback, Key, Value};
 use super::tree::MAX_PROBLEMS;
-use super::{DeviceConfig, DiskConfig, RngConfig, UserDeviceConfig, VmConfig};
+use super::{DeviceConfig, DiskConfig, NetConfig, RngConfig, UserDeviceConfig, VmConfig};
 
 // These keys are the same for every kind of device; what an absent id means is not.
 pub(super) const ID: Key = Key::new(
@@ -38,7 +38,7 @@ pub const MAX_PCI_DEVICE_ID: u8 = 31;
 const MAX_ID: usize = 256;
 
 /// What generated names begin with: no other name may. Two underscores are the machine's own.
-const GENERATED: [&str; 3] = ["__", "_vfio", "_disk"];
+const GENERATED: [&str; 4] = ["__", "_vfio", "_disk", "_net"];
 
 /// How a device is called that was given no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,11 @@ enum Generated {
 
 impl VmConfig {
     /// Names of all devices that have a place on PCI: those of `devices`, then those of
-    /// `user_devices`, then those of `disks`, each in the order of its list, then that of `rng`.
+    /// `user_devices`, then those of `disks` and of `net`, each in the order of its list, then that of
+    /// `rng`.
     ///
-    /// A device without an id is `_vfio<n>`, `_vfio_user<n>` or `_disk<n>`, where `n` is its position in its
-    /// list, from 0, or the next number that is free; `rng` is `__rng`. Others cannot be called so: an
+    /// A device without an id is `_vfio<n>`, `_vfio_user<n>`, `_disk<n>` or `_net<n>`, where `n` is its
+    /// position in its list, from 0, or the next number that is free; `rng` is `__rng`. Others cannot be called so: an
     /// id may begin as generated names do only if it has the form of a generated name of its own
     /// list, as it does in a configuration that names were filled into.
     pub fn device_ids(&self) -> Vec<String> {
@@ -62,13 +63,14 @@ impl VmConfig {
         devices.map(|device| device.name).collect()
     }
 
-    /// Gives every device the name that it has in any case, see [`VmConfig::device_ids`]: so it keeps
-    /// it when others come and go.
+    /// Gives every device the name that it has in any case, see [`VmConfig::device_ids`], and every network
+    /// interface an address: so they keep them when others come and go, and over all boots.
     pub fn name_devices(&mut self) {
         let names = self.device_ids();
         for (id, name) in self.ids_mut().zip(names) {
             id.get_or_insert(name);
         }
+        self.net.iter_mut().for_each(NetConfig::choose_mac);
     }
 
     /// Takes the device of that name out.
@@ -82,6 +84,7 @@ impl VmConfig {
         self.devices.retain(|device| is_other(&device.id));
         self.user_devices.retain(|device| is_other(&device.id));
         self.disks.retain(|disk| is_other(&disk.id));
+        self.net.retain(|net| is_other(&net.id));
         self.rng.take_if(|rng| !is_other(&rng.id));
         self.ids_mut().count() < before
     }
@@ -93,6 +96,7 @@ impl VmConfig {
         devices
             .chain(user_devices.map(|device| &mut device.id))
             .chain(self.disks.iter_mut().map(|disk| &mut disk.id))
+            .chain(self.net.iter_mut().map(|net| &mut net.id))
             .chain(self.rng.iter_mut().map(|rng| &mut rng.id))
     }
 }
@@ -126,6 +130,7 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
         user_devices,
         rate_limit_groups: _,
         disks,
+        net,
         rng,
         pci_segments: _,
     } = config;
@@ -133,6 +138,7 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
     let mut devices: Vec<PciDevice<'_>> = devices
         .chain(user_devices.iter().map(of_a_process))
         .chain(disks.iter().map(of_disk))
+        .chain(net.iter().map(of_net))
         .chain(rng.iter().map(of_entropy))
         .collect();
     give_names(&mut devices);
@@ -204,6 +210,35 @@ fn of_disk(disk: &DiskConfig) -> PciDevice<'_> {
         id: id.as_deref(),
         name: String::new(),
         generated: Generated::Numbered("_disk"),
+        pci_segment: *pci_segment,
+        pci_device_id: *pci_device_id,
+    }
+}
+
+fn of_net(net: &NetConfig) -> PciDevice<'_> {
+    let NetConfig {
+        tap: _,
+        ip: _,
+        mask: _,
+        mac: _,
+        host_mac: _,
+        mtu: _,
+        fds: _,
+        num_queues: _,
+        queue_size: _,
+        offload_csum: _,
+        offload_tso: _,
+        offload_ufo: _,
+        rate_limiter_config: _,
+        id,
+        pci_segment,
+        pci_device_id,
+    } = net;
+    PciDevice {
+        option: net.option(),
+        id: id.as_deref(),
+        name: String::new(),
+        generated: Generated::Numbered("_net"),
         pci_segment: *pci_segment,
         pci_device_id: *pci_device_id,
     }

@@ -1,6 +1,7 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
 mod disk;
+mod net;
 mod rng;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::net::NetInterface;
+pub use self::net::{GivenTap, GivenTaps, NetError};
 use crate::api::VmCounters;
 use crate::config::VmConfig;
 use crate::plan::VirtioKind;
@@ -36,6 +39,14 @@ pub enum BackendError {
         /// Why not.
         source: ImageError,
     },
+    /// A network interface has no host's end.
+    #[error("{option}")]
+    Net {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: NetError,
+    },
 }
 
 /// What virtio devices need of the host.
@@ -43,20 +54,26 @@ pub struct Backends {
     rng: Option<File>,
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
+    /// By the interfaces' names.
+    net: BTreeMap<String, NetInterface>,
 }
 
 impl Backends {
-    /// Opens what the devices of a configuration need. All of them must have names.
+    /// Opens what the devices of a configuration need. All of them must have names. `taps` are those that
+    /// others have opened for it.
     ///
     /// # Errors
     /// Something is not there.
-    pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
+    pub fn open(config: &VmConfig, taps: &GivenTaps) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
         let disks = config.disks.iter();
         let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        let net = config.net.iter();
+        let net = net.map(|net| Ok((name(net.id.as_ref()), NetInterface::open(net, taps)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
+            net: net.collect::<Result<_, _>>()?,
         })
     }
 
@@ -74,6 +91,10 @@ impl Backends {
                 let disk = self.disks.get(name);
                 Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
             }
+            VirtioKind::Net => {
+                let net = self.net.get(name);
+                Ok(net.map(|net| Box::new(net.device()) as Box<dyn Device>))
+            }
         }
     }
 
@@ -81,7 +102,10 @@ impl Backends {
     pub fn counters(&self) -> VmCounters {
         let disks = self.disks.iter();
         let disks = disks.map(|(name, disk)| (name.clone(), disk.counters()));
-        disks.map(|(name, values)| (name, named(values))).collect()
+        let net = self.net.iter();
+        let net = net.map(|(name, net)| (name.clone(), net.counters()));
+        let all = disks.chain(net);
+        all.map(|(name, values)| (name, named(values))).collect()
     }
 }
 

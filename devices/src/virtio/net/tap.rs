@@ -137,6 +137,8 @@ pub struct Tap {
     queues: Vec<TapQueue>,
     multi_queue: bool,
     knows_ufo: bool,
+    /// Others have it too, and find it again as it was.
+    is_lent: bool,
 }
 
 #[derive(Debug)]
@@ -185,7 +187,7 @@ impl Tap {
             })?;
             files.push(file);
         }
-        let tap = Self::of(name, files, flags & libc::IFF_MULTI_QUEUE != 0)?;
+        let tap = Self::of(name, files, flags & libc::IFF_MULTI_QUEUE != 0, false)?;
         let host = host(&tap.name)?;
         let set =
             |what, done: io::Result<()>| done.map_err(|source| TapError::Set { what, source });
@@ -251,7 +253,7 @@ impl Tap {
             do_not_wait(file).map_err(TapError::Open)?;
         }
         let (name, flags) = found.ok_or(TapError::None)?;
-        let tap = Self::of(name, files, flags & libc::IFF_MULTI_QUEUE != 0)?;
+        let tap = Self::of(name, files, flags & libc::IFF_MULTI_QUEUE != 0, true)?;
         if let Some(mtu) = mtu {
             let set = host(&tap.name)?.set_mtu(mtu);
             set.map_err(|source| TapError::Set {
@@ -263,7 +265,12 @@ impl Tap {
     }
 
     /// Prepares queues that are open, and lets the host give them nothing yet.
-    fn of(name: String, files: Vec<OwnedFd>, multi_queue: bool) -> Result<Self, TapError> {
+    fn of(
+        name: String,
+        files: Vec<OwnedFd>,
+        multi_queue: bool,
+        is_lent: bool,
+    ) -> Result<Self, TapError> {
         let mut knows_ufo = true;
         for (index, file) in files.iter().enumerate() {
             let fd = file.as_raw_fd();
@@ -291,6 +298,7 @@ impl Tap {
             queues: queues.collect(),
             multi_queue,
             knows_ufo,
+            is_lent,
         };
         for queue in 0..tap.queues.len() {
             let detached = tap.set_attached(queue, false);
@@ -305,6 +313,18 @@ impl Tap {
     fn queue(&self, queue: usize) -> io::Result<&TapQueue> {
         let found = self.queues.get(queue);
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // A queue that is not attached does not even say whose it is.
+        let queues = if self.is_lent { self.queues.len() } else { 0 };
+        for queue in 0..queues {
+            if let Err(error) = self.set_attached(queue, true) {
+                log::debug!("{}: queue {queue} stays detached: {error}", self.name);
+            }
+        }
     }
 }
 

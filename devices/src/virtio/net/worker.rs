@@ -42,9 +42,14 @@ impl NetHandler {
             return Ok(self.port.want(EventSet::IN, false)?);
         };
         let next = receiver.serve(&self.port)?;
-        if next == Next::Again {
-            // A full counter is as good.
-            let _ = receiver.queue().kick().write(1);
+        match next {
+            Next::Again => {
+                // A full counter is as good.
+                let _ = receiver.queue().kick().write(1);
+            }
+            // What is attached again in this moment is to be waited for.
+            Next::Nothing => return Ok(()),
+            Next::Driver | Next::Host | Next::Limit => {}
         }
         Ok(self.port.want(EventSet::IN, next == Next::Host)?)
     }

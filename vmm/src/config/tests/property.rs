@@ -2,6 +2,7 @@
 
 mod devices;
 mod disks;
+mod net;
 
 use arch::Isa;
 use proptest::prelude::*;
@@ -9,7 +10,8 @@ use serde_json::Value;
 
 use super::*;
 use devices::{any_device, any_id, any_rng, any_segment, any_user_device, push_place};
-use disks::{any_disk, any_group};
+use disks::{any_disk, any_group, any_limits, push_limits};
+use net::any_net;
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
     prop::option::of(any::<String>().prop_map(Into::into))
@@ -148,11 +150,12 @@ prop_compose! {
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
-        (devices, user_devices, rng, disks, rate_limit_groups) in (
+        (devices, user_devices, rng, disks, net, rate_limit_groups) in (
             prop::collection::vec(any_device(), 0..3),
             prop::collection::vec(any_user_device(), 0..3),
             prop::option::of(any_rng()),
             prop::collection::vec(any_disk(), 0..3),
+            prop::collection::vec(any_net(), 0..3),
             prop::collection::vec(any_group(), 0..3),
         ),
         pci_segments in prop::collection::vec(any_segment(), 0..3),
@@ -162,6 +165,7 @@ prop_compose! {
             user_devices,
             rng,
             disks,
+            net,
             rate_limit_groups,
             pci_segments,
             cpus,
@@ -255,6 +259,10 @@ fn unknown_members_are_refused_wherever_they_are() {
             "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
             "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
         }],
+        "net": [{
+            "tap": "t",
+            "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
+        }],
         "rate_limit_groups": [{ "id": "g", "rate_limiter_config": {
             "bandwidth": { "size": 1, "refill_time": 1 },
         } }],
@@ -274,7 +282,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 26);
+    assert_eq!(objects, 29);
 }
 
 proptest! {

@@ -21,6 +21,8 @@ const SUBSYSTEM: u16 = 0x1100;
 pub enum VirtioKind {
     /// A disk.
     Block,
+    /// A network interface.
+    Net,
     /// A source of entropy.
     Rng,
 }
@@ -54,6 +56,7 @@ impl VirtioKind {
     /// Its type (section 5).
     fn device_type(self) -> u16 {
         match self {
+            Self::Net => 1,
             Self::Block => 2,
             Self::Rng => 4,
         }
@@ -64,6 +67,8 @@ impl VirtioKind {
         match self {
             // A SCSI controller: what comes nearest.
             Self::Block => 0x01_00_00,
+            // An Ethernet controller.
+            Self::Net => 0x02_00_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
         }
@@ -74,6 +79,7 @@ impl fmt::Display for VirtioKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Block => "virtio-blk",
+            Self::Net => "virtio-net",
             Self::Rng => "virtio-rng",
         })
     }

@@ -6,8 +6,16 @@ use super::*;
 
 /// Any name, often one that devices may have without being given it.
 pub fn any_id() -> impl Strategy<Value = Option<String>> {
-    let named =
-        ["_vfio0", "_vfio1", "_vfio_user0", "_disk0", "__rng", "a"].map(|id| Some(id.to_owned()));
+    let named = [
+        "_vfio0",
+        "_vfio1",
+        "_vfio_user0",
+        "_disk0",
+        "_net0",
+        "__rng",
+        "a",
+    ]
+    .map(|id| Some(id.to_owned()));
     prop_oneof![
         Just(None),
         any::<String>().prop_map(Some),
