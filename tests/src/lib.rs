@@ -27,6 +27,7 @@ mod report;
 mod shared_card;
 mod signals;
 mod summary;
+pub mod tap;
 mod vmm;
 
 pub use coherent_device::CoherentDevice;

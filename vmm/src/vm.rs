@@ -21,7 +21,7 @@ use crate::machine::{
 };
 use crate::passthrough::{Passthrough, PassthroughError};
 use crate::plan::{Plan, PlanError};
-use crate::virtio::{BackendError, Backends};
+use crate::virtio::{BackendError, Backends, GivenTap, GivenTaps};
 use crate::vmm::Clock;
 
 /// Waits for descriptors in the main thread.
@@ -82,6 +82,7 @@ pub struct Vm {
     config: VmConfig,
     booted: Option<Booted>,
     was_booted: bool,
+    taps: GivenTaps,
 }
 
 /// A virtual machine that is booted.
@@ -109,6 +110,7 @@ impl Vm {
             config,
             booted: None,
             was_booted: false,
+            taps: GivenTaps::default(),
         }
     }
 
@@ -121,7 +123,13 @@ impl Vm {
     /// configuration must be valid.
     pub fn set_config(&mut self, mut config: VmConfig) {
         config.name_devices();
+        self.taps.retain(&config);
         self.config = config;
+    }
+
+    /// Keeps a tap that an interface of the configuration has.
+    pub fn keep_tap(&mut self, tap: GivenTap) {
+        self.taps.add(tap);
     }
 
     /// What it is doing.
@@ -153,7 +161,8 @@ impl Vm {
     /// Any [`BootError`]; nothing is left open then.
     pub fn boot(&mut self, process: &Process, main_loop: &mut MainLoop) -> Result<(), BootError> {
         process.monitor.report(Event::Booting);
-        let lent = Lent::open(&self.config, process, main_loop)?;
+        self.taps.claim(&self.config)?;
+        let lent = Lent::open(&self.config, &self.taps, process, main_loop)?;
         self.start(lent, process, main_loop)?;
         self.was_booted = true;
         process.monitor.report(Event::Booted);
@@ -264,6 +273,7 @@ fn stop(machine: Machine, process: &Process) {
 impl Lent {
     fn open(
         config: &VmConfig,
+        taps: &GivenTaps,
         process: &Process,
         main_loop: &mut MainLoop,
     ) -> Result<Self, BootError> {
@@ -276,7 +286,7 @@ impl Lent {
         }
         warn(config, &plan);
         let (consoles, ends) = consoles::open(config)?;
-        let backends = Backends::open(config, consoles.consoles.virtio.as_ref())?;
+        let backends = Backends::open(config, consoles.consoles.virtio.as_ref(), taps)?;
         let mut subscribers: Vec<Subscriber> = Vec::new();
         for backend in ends {
             subscribers.push(Arc::new(Mutex::new(backend)));

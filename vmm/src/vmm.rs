@@ -259,8 +259,12 @@ impl Vmm {
         let vm = self.created()?;
         addition.check(vm.state())?;
         let mut config = vm.config().clone();
-        addition.add_to(&mut config)?;
-        change(vm, config)
+        let tap = addition.add_to(&mut config)?;
+        change(vm, config)?;
+        if let Some(tap) = tap {
+            vm.keep_tap(tap);
+        }
+        Ok(())
     }
 
     fn remove_device(&mut self, device: &VmRemoveDevice) -> Result<(), ActionError> {

@@ -95,6 +95,26 @@ pub fn truncate(parts: &mut Vec<Part>, bytes: u64) {
     });
 }
 
+/// Adds a part of guest memory to a list for the host. It is there for as long as somebody has `memory`.
+///
+/// # Returns
+/// Whether all of it is in memory; if not, some of it may have been added.
+pub fn add(list: &mut Vec<iovec>, memory: &Memory, part: Part, permissions: Permissions) -> bool {
+    let Ok(slices) = memory.get_slices(part.gpa, part.bytes as usize, permissions) else {
+        return false;
+    };
+    for slice in slices {
+        let Ok(slice) = slice else {
+            return false;
+        };
+        list.push(iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        });
+    }
+    true
+}
+
 /// The buffers of a request. Keeps its room for the next one.
 #[derive(Default)]
 pub struct Buffers {
@@ -119,17 +139,8 @@ impl Buffers {
         self.clear();
         self.memory = Some(Arc::clone(memory));
         for part in parts {
-            let Ok(slices) = memory.get_slices(part.gpa, part.bytes as usize, permissions) else {
+            if !add(&mut self.list, memory, *part, permissions) {
                 return false;
-            };
-            for slice in slices {
-                let Ok(slice) = slice else {
-                    return false;
-                };
-                self.list.push(iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
             }
         }
         true

@@ -20,6 +20,7 @@ mod buffers;
 mod complaints;
 pub mod console;
 mod memory;
+pub mod net;
 mod queue;
 pub mod rate_limiter;
 pub mod rng;
@@ -94,6 +95,11 @@ impl DeviceConfig for NoConfig {
 pub trait Device: Send {
     /// Features that it offers of its own: bits 0 to 23 and 50 to 127 (section 2.2).
     fn features(&self) -> u64;
+
+    /// Whether it can work with features that it offers and a driver has chosen among: some need others.
+    fn accepts(&self, _features: u64) -> bool {
+        true
+    }
 
     /// The most entries of each of its queues: powers of two, at most 32768.
     fn queue_sizes(&self) -> &[u16];

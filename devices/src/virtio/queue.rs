@@ -1,9 +1,10 @@
 //! A queue, from the device's side (section 2.7, split virtqueues).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Fault, GuestMemory, Memory};
@@ -55,6 +56,8 @@ pub struct VirtQueue {
     memory: Arc<GuestMemory>,
     kick: Arc<EventFd>,
     interrupt: QueueInterrupt,
+    /// Where the used ring ended when it was last asked whether the driver wants to be told.
+    told: u16,
 }
 
 impl VirtQueue {
@@ -66,13 +69,20 @@ impl VirtQueue {
         kick: Arc<EventFd>,
         interrupt: QueueInterrupt,
     ) -> Self {
+        let told = queue.next_used();
         Self {
             index,
             queue,
             memory,
             kick,
             interrupt,
+            told,
         }
+    }
+
+    /// How many entries it has.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Readable when the driver has made something available.
@@ -132,10 +142,10 @@ impl VirtQueue {
         Ok(chains.next())
     }
 
-    /// Takes the last [`VirtQueue::pop`] back: the request comes again. For those that have to wait for
-    /// something, so that they do not hold memory meanwhile.
-    pub fn unpop(&mut self) {
-        let next = self.queue.next_avail().wrapping_sub(1);
+    /// Takes the last so many [`VirtQueue::pop`] back: the requests come again, in the same order. For those
+    /// that have to wait for something, so that they do not hold memory meanwhile.
+    pub fn unpop(&mut self, count: u16) {
+        let next = self.queue.next_avail().wrapping_sub(count);
         self.queue.set_next_avail(next);
     }
 
@@ -144,7 +154,20 @@ impl VirtQueue {
     /// # Errors
     /// The driver has broken the rules.
     pub fn push(&mut self, memory: &Arc<Memory>, head: u16, written: u32) -> Result<(), Fault> {
-        let pushed = self.queue.add_used(&**memory, head, written);
+        self.push_together(memory, &[(head, written)])
+    }
+
+    /// Gives requests back, each with the bytes that were written into it: the driver sees all of them or
+    /// none.
+    ///
+    /// # Errors
+    /// The driver has broken the rules.
+    pub fn push_together(
+        &mut self,
+        memory: &Arc<Memory>,
+        used: &[(u16, u32)],
+    ) -> Result<(), Fault> {
+        let pushed = write_used(&mut self.queue, memory, used);
         pushed.map_err(|source| self.broken(source))
     }
 
@@ -153,7 +176,12 @@ impl VirtQueue {
     /// # Errors
     /// The driver has broken the rules.
     pub fn notify(&mut self, memory: &Arc<Memory>) -> Result<(), Fault> {
-        let wanted = self.queue.needs_notification(&**memory);
+        let now = self.queue.next_used();
+        let before = std::mem::replace(&mut self.told, now);
+        if now == before {
+            return Ok(());
+        }
+        let wanted = wants_interrupt(&self.queue, memory, before);
         if wanted.map_err(|source| self.broken(source))? {
             self.interrupt.send();
         }
@@ -185,4 +213,70 @@ impl VirtQueue {
         let index = self.index;
         Fault::Queue { index, source }
     }
+}
+
+/// Bytes of a ring before its first entry: flags and index (sections 2.7.6 and 2.7.8).
+const RING_HEADER: u64 = 4;
+/// Bytes from a ring's beginning to its index.
+const RING_INDEX: u64 = 2;
+/// Bytes of an entry of the available ring, and of the used ring.
+const AVAILABLE_ENTRY: u64 = 2;
+const USED_ENTRY: u64 = 8;
+/// The driver wants no interrupts (section 2.7.7).
+const NO_INTERRUPT: u16 = 1;
+
+fn place(ring: u64, offset: u64) -> Result<GuestAddress, virtio_queue::Error> {
+    let address = ring.checked_add(offset);
+    address
+        .map(GuestAddress)
+        .ok_or(virtio_queue::Error::AddressOverflow)
+}
+
+/// Writes entries into the used ring, and then its index.
+fn write_used(
+    queue: &mut Queue,
+    memory: &Memory,
+    used: &[(u16, u32)],
+) -> Result<(), virtio_queue::Error> {
+    let (ring, size) = (queue.used_ring(), queue.size());
+    let mut next = queue.next_used();
+    for (head, written) in used {
+        if *head >= size {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex);
+        }
+        // No queue has a size of 0.
+        let slot = u64::from(next.checked_rem(size).unwrap_or(0));
+        let entry = u64::from(*head) | u64::from(*written) << 32;
+        let address = place(ring, RING_HEADER + slot * USED_ENTRY)?;
+        let stored = memory.write_obj(entry.to_le(), address);
+        stored.map_err(virtio_queue::Error::GuestMemory)?;
+        next = next.wrapping_add(1);
+    }
+    queue.set_next_used(next);
+    let stored = memory.store(next.to_le(), place(ring, RING_INDEX)?, Ordering::Release);
+    stored.map_err(virtio_queue::Error::GuestMemory)
+}
+
+/// Whether the driver wants an interrupt for what was given back since the used ring ended at `before`
+/// (sections 2.7.7 and 2.7.10).
+fn wants_interrupt(
+    queue: &Queue,
+    memory: &Memory,
+    before: u16,
+) -> Result<bool, virtio_queue::Error> {
+    // The driver writes what it wants and then looks at the index of the used ring; here it is the other
+    // way round.
+    fence(Ordering::SeqCst);
+    let ring = queue.avail_ring();
+    let load = |offset| {
+        let loaded = memory.load(place(ring, offset)?, Ordering::Relaxed);
+        let loaded: u16 = loaded.map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(loaded))
+    };
+    if !queue.event_idx_enabled() {
+        return Ok(load(0)? & NO_INTERRUPT == 0);
+    }
+    let event = load(RING_HEADER + u64::from(queue.size()) * AVAILABLE_ENTRY)?;
+    let now = queue.next_used();
+    Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before))
 }

@@ -45,8 +45,8 @@ fn bodies_that_are_wrong_are_400_with_every_problem() {
             &["cpus.max_vcpus", "is missing"],
         ),
         (
-            r#"{"payload": {"kernel": "/k"}, "net": [{"tap": "t"}]}"#,
-            &["not supported yet: net"],
+            r#"{"payload": {"kernel": "/k"}, "vdpa": [{"path": "/v"}]}"#,
+            &["not supported yet: vdpa"],
         ),
         (r#"{"payload": {}}"#, &["--kernel", "nothing to boot"]),
     ] {

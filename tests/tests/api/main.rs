@@ -12,6 +12,7 @@ mod info;
 mod lifecycle;
 mod remote;
 mod states;
+mod taps;
 
 use std::path::Path;
 

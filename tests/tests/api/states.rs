@@ -52,6 +52,7 @@ fn body(server: &ApiServer, route: &str) -> Option<Value> {
         // Before boot nobody looks whether there is a server behind the socket; the machine's memory
         // is not shared, which is looked at.
         "vm.add-user-device" => Some(json!({"socket": "/run/device"})),
+        "vm.add-net" => Some(json!({"tap": "vmtap0"})),
         "vm.add-disk" => Some(json!({"path": "/run/disk"})),
         "vm.add-vsock" => Some(json!({"cid": 3, "socket": "/run/vsock"})),
         "vm.remove-device" => Some(json!({"id": "gpu0"})),

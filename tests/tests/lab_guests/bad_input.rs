@@ -150,7 +150,7 @@ fn values_that_make_no_sense() -> Result<()> {
             ["--serial", "file=/nonexistent/folder/file"],
             &["--serial", "/nonexistent/folder"],
         ),
-        (["--net", "tap=a"], &["not supported yet: --net"]),
+        (["--vdpa", "path=/v"], &["not supported yet: --vdpa"]),
         (
             ["--cpus", "boot=1,kvm_hyperv=on"],
             &["not supported yet: --cpus kvm_hyperv"],

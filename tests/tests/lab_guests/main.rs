@@ -11,6 +11,7 @@ mod late_memory;
 mod lifecycle;
 mod matrix;
 mod memory;
+mod net;
 mod numa;
 mod rate_limits;
 mod report;

@@ -2,7 +2,8 @@
 
 use super::action::ActionError;
 use super::types::VmState;
-use crate::config::{DeviceConfig, DiskConfig, UserDeviceConfig, VmConfig, VsockConfig};
+use crate::config::{DeviceConfig, DiskConfig, NetConfig, UserDeviceConfig, VmConfig, VsockConfig};
+use crate::virtio::GivenTap;
 
 /// A device that a virtual machine is to be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,13 @@ pub enum Addition {
     UserDevice(UserDeviceConfig),
     /// A disk.
     Disk(DiskConfig),
+    /// A network interface.
+    Net {
+        /// What was asked for; its `fds` are those of the tap, if one was given.
+        config: NetConfig,
+        /// The tap that came with the request.
+        tap: Option<GivenTap>,
+    },
     /// Sockets between guest and host.
     Vsock(VsockConfig),
 }
@@ -35,6 +43,7 @@ impl Addition {
                 device.guest_numa_ids.is_some(),
             ),
             Self::Disk(disk) => ("vm.add-disk", &disk.id, false),
+            Self::Net { config, tap: _ } => ("vm.add-net", &config.id, false),
             Self::Vsock(vsock) => ("vm.add-vsock", &vsock.id, false),
         };
         Err(match owns_nodes {
@@ -47,15 +56,22 @@ impl Addition {
 
     /// Adds it to what is asked for.
     ///
+    /// # Returns
+    /// A tap that has to be kept for it.
+    ///
     /// # Errors
     /// There is one already, and there cannot be another.
-    pub fn add_to(self, config: &mut VmConfig) -> Result<(), ActionError> {
+    pub fn add_to(self, config: &mut VmConfig) -> Result<Option<GivenTap>, ActionError> {
         match self {
             Self::Device(device) => config.devices.push(device),
             Self::UserDevice(device) => config.user_devices.push(device),
             Self::Disk(disk) => config.disks.push(disk),
             Self::Vsock(vsock) => config.add_vsock(vsock).map_err(ActionError::Config)?,
+            Self::Net { config: net, tap } => {
+                config.net.push(net);
+                return Ok(tap);
+            }
         }
-        Ok(())
+        Ok(None)
     }
 }

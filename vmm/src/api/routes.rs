@@ -4,13 +4,15 @@
 //! Hypervisor's interface, where it says what they are.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 
 use serde::de::DeserializeOwned;
 
 use super::action::{Action, ActionError};
 use super::addition::Addition;
 use super::types::VmState;
-use crate::config::{ConfigErrors, VmConfig, from_json};
+use crate::config::{ConfigErrors, NetConfig, VmConfig, from_json};
+use crate::virtio::GivenTap;
 
 /// What every path begins with.
 pub const ROOT: &str = "/api/v1/";
@@ -62,6 +64,8 @@ pub enum Effect {
     Act(fn() -> Action),
     /// An action that is read from the body.
     Read(fn(&[u8]) -> Result<Action, ConfigErrors>),
+    /// The same, with descriptors that came with the request.
+    ReadWithFiles(fn(&[u8], Vec<OwnedFd>) -> Result<Action, ConfigErrors>),
     /// It belongs to the interface and is not there yet.
     NotYet,
 }
@@ -98,14 +102,20 @@ impl Route {
         ROUTES.iter().find(|route| route.name == name)
     }
 
-    /// The action that a request with this body asks for.
+    /// Whether descriptors may come with a request.
+    pub fn takes_files(&self) -> bool {
+        matches!(self.effect, Effect::ReadWithFiles(_))
+    }
+
+    /// The action that a request with this body asks for, and with these descriptors if it takes any.
     ///
     /// # Errors
     /// The body is not what it has to be, or the route is not there yet.
-    pub fn action(&self, body: &[u8]) -> Result<Action, ActionError> {
+    pub fn action(&self, body: &[u8], files: Vec<OwnedFd>) -> Result<Action, ActionError> {
         match self.effect {
             Effect::Act(action) => Ok(action()),
             Effect::Read(read) => read(body).map_err(ActionError::Config),
+            Effect::ReadWithFiles(read) => read(body, files).map_err(ActionError::Config),
             Effect::NotYet => Err(ActionError::NotYet(self.name)),
         }
     }
@@ -226,6 +236,15 @@ fn add<T: DeserializeOwned>(
     from_json(body).map(|device| Action::Add(Box::new(addition(device))))
 }
 
+fn add_net(body: &[u8], files: Vec<OwnedFd>) -> Result<Action, ConfigErrors> {
+    let mut config: NetConfig = from_json(body)?;
+    let tap = (!files.is_empty()).then(|| GivenTap::new(files));
+    if let Some(tap) = &tap {
+        config.set_descriptors(tap.numbers())?;
+    }
+    Ok(Action::Add(Box::new(Addition::Net { config, tap })))
+}
+
 fn remove_device(body: &[u8]) -> Result<Action, ConfigErrors> {
     from_json(body).map(Action::RemoveDevice)
 }
@@ -340,6 +359,14 @@ pub const ROUTES: [Route; 31] = [
         "Gives the virtual machine a disk",
     )
     .takes("DiskConfig"),
+    Route::of(
+        "vm.add-net",
+        Method::Put,
+        Effect::ReadWithFiles(add_net),
+        Needs::NotBootedYet,
+        "Gives the virtual machine a network interface; descriptors of its tap may come with the request",
+    )
+    .takes("NetConfig"),
     read(
         "vm.add-vsock",
         |body| add(body, Addition::Vsock),
@@ -363,7 +390,6 @@ pub const ROUTES: [Route; 31] = [
         "Adds a virtio device in another process",
     ),
     not_yet("vm.add-pmem", "Adds persistent memory"),
-    not_yet("vm.add-net", "Adds a network interface"),
     not_yet("vm.add-vdpa", "Adds a vDPA device"),
     not_yet("vm.snapshot", "Saves the virtual machine"),
     not_yet("vm.coredump", "Saves the guest's memory for a debugger"),

@@ -53,12 +53,12 @@ impl Service for Api {
                 ..failed(405, &[reason])
             };
         }
-        if !files.is_empty() {
+        if !files.is_empty() && !route.takes_files() {
             let count = files.len();
             let reason = format!("{path} takes no descriptors, and {count} came with the request");
             return failed(400, &[reason]);
         }
-        match route.action(&body) {
+        match route.action(&body, files) {
             Ok(action) => self.act(action),
             Err(error) => refused(&error),
         }

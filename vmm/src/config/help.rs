@@ -27,6 +27,7 @@ fn key(key: &Key) -> String {
         default,
         implies: _,
         help,
+        may_be_empty: _,
     } = key;
     let default = match default {
         Fallback::None | Fallback::RequiredInGroup => String::new(),

@@ -16,6 +16,7 @@ mod help;
 mod json;
 mod memory;
 mod memory_zone;
+mod net;
 mod numa;
 mod option_string;
 mod passthrough;
@@ -53,6 +54,7 @@ pub use disk::{DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
 pub use error::{ConfigErrors, Problem};
 pub use memory::{DEFAULT_MEMORY_SIZE, MemoryConfig};
 pub use memory_zone::{BARE_ZONE, MemoryZoneConfig};
+pub use net::NetConfig;
 pub use numa::{AccessPerformance, MAX_NODE_ID, NumaConfig, NumaDistance, NumaInitiator};
 pub use payload::PayloadConfig;
 pub use pci_segment::PciSegmentConfig;
@@ -112,6 +114,9 @@ pub struct VmConfig {
     /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Network interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
     /// The source of entropy; without it the guest has one that reads from `/dev/urandom`, unless it has
     /// no PCI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,6 +212,10 @@ impl FromOption for VsockConfig {
     const SPELLING: &'static Spelling = &vsock::SPELLING;
 }
 
+impl FromOption for NetConfig {
+    const SPELLING: &'static Spelling = &net::SPELLING;
+}
+
 /// Reads a number as the command line writes it; `option` is what it was given for.
 ///
 /// # Errors
@@ -251,7 +260,7 @@ enum Place {
 }
 
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     Section {
         option: "cpus",
         place: Place::Field("cpus"),
@@ -286,6 +295,11 @@ const SECTIONS: [Section; 15] = [
         option: "disk",
         place: Place::List("disks"),
         spelling: &disk::SPELLING,
+    },
+    Section {
+        option: "net",
+        place: Place::List("net"),
+        spelling: &net::SPELLING,
     },
     Section {
         option: "rate-limit-group",
@@ -342,7 +356,6 @@ const VM: Spelling = Spelling {
         NotYet::field("iommu").unless_json("false"),
         NotYet::named("landlock", "landlock_enable").unless_json("false"),
         NotYet::named("landlock-rules", "landlock_rules"),
-        NotYet::both("net"),
         NotYet::both("pmem"),
         NotYet::both("pvpanic").unless_json("false"),
         NotYet::option("restore"),

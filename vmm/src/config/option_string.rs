@@ -187,6 +187,9 @@ impl<'a> OptionReader<'a> {
             self.invalid(piece, format_args!("unknown key \"{name}\"; {suggestion}"));
             return;
         };
+        if text.is_empty() && key.may_be_empty {
+            return;
+        }
         if text.is_empty() {
             let form = key.value;
             self.invalid(piece, format_args!("the value is missing: {name}={form}"));

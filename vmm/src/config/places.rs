@@ -7,7 +7,8 @@ use super::error::Problem;
 use super::spelling::{Fallback, Key, Value};
 use super::tree::MAX_PROBLEMS;
 use super::{
-    ConsoleConfig, DeviceConfig, DiskConfig, RngConfig, UserDeviceConfig, VmConfig, VsockConfig,
+    ConsoleConfig, DeviceConfig, DiskConfig, NetConfig, RngConfig, UserDeviceConfig, VmConfig,
+    VsockConfig,
 };
 
 // These keys are the same for every kind of device; what an absent id means is not.
@@ -40,7 +41,7 @@ pub const MAX_PCI_DEVICE_ID: u8 = 31;
 const MAX_ID: usize = 256;
 
 /// What generated names begin with: no other name may. Two underscores are the machine's own.
-const GENERATED: [&str; 4] = ["__", "_vfio", "_disk", "_vsock"];
+const GENERATED: [&str; 5] = ["__", "_vfio", "_disk", "_net", "_vsock"];
 
 /// How a device is called that was given no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +54,12 @@ enum Generated {
 
 impl VmConfig {
     /// Names of all devices that have a place on PCI: those of `devices`, then those of
-    /// `user_devices`, then those of `disks`, each in the order of its list, then that of `rng`, that of
-    /// `console` unless that is off, and that of `vsock`.
+    /// `user_devices`, then those of `disks` and of `net`, each in the order of its list, then that of
+    /// `rng`, that of `console` unless that is off, and that of `vsock`.
     ///
-    /// A device without an id is `_vfio<n>`, `_vfio_user<n>` or `_disk<n>`, where `n` is its position in its
-    /// list, from 0, or the next number that is free; `rng` is `__rng`, `console` is `__console`, and `vsock`
-    /// is `_vsock0`. Others cannot be called so: an
+    /// A device without an id is `_vfio<n>`, `_vfio_user<n>`, `_disk<n>` or `_net<n>`, where `n` is its
+    /// position in its list, from 0, or the next number that is free; `rng` is `__rng`, `console` is
+    /// `__console`, and `vsock` is `_vsock0`. Others cannot be called so: an
     /// id may begin as generated names do only if it has the form of a generated name of its own
     /// list, as it does in a configuration that names were filled into.
     pub fn device_ids(&self) -> Vec<String> {
@@ -66,13 +67,14 @@ impl VmConfig {
         devices.map(|device| device.name).collect()
     }
 
-    /// Gives every device the name that it has in any case, see [`VmConfig::device_ids`]: so it keeps
-    /// it when others come and go.
+    /// Gives every device the name that it has in any case, see [`VmConfig::device_ids`], and every network
+    /// interface an address: so they keep them when others come and go, and over all boots.
     pub fn name_devices(&mut self) {
         let names = self.device_ids();
         for (id, name) in self.ids_mut().zip(names) {
             id.get_or_insert(name);
         }
+        self.net.iter_mut().for_each(NetConfig::choose_mac);
     }
 
     /// Takes the device of that name out.
@@ -86,6 +88,7 @@ impl VmConfig {
         self.devices.retain(|device| is_other(&device.id));
         self.user_devices.retain(|device| is_other(&device.id));
         self.disks.retain(|disk| is_other(&disk.id));
+        self.net.retain(|net| is_other(&net.id));
         self.rng.take_if(|rng| !is_other(&rng.id));
         self.console.take_if(|console| !is_other(&console.id));
         self.vsock.take_if(|vsock| !is_other(&vsock.id));
@@ -99,6 +102,7 @@ impl VmConfig {
         devices
             .chain(user_devices.map(|device| &mut device.id))
             .chain(self.disks.iter_mut().map(|disk| &mut disk.id))
+            .chain(self.net.iter_mut().map(|net| &mut net.id))
             .chain(self.rng.iter_mut().map(|rng| &mut rng.id))
             .chain(
                 self.console
@@ -138,6 +142,7 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
         user_devices,
         rate_limit_groups: _,
         disks,
+        net,
         rng,
         console,
         vsock,
@@ -148,6 +153,7 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
     let mut devices: Vec<PciDevice<'_>> = devices
         .chain(user_devices.iter().map(of_a_process))
         .chain(disks.iter().map(of_disk))
+        .chain(net.iter().map(of_net))
         .chain(rng.iter().map(of_entropy))
         .chain(console.map(of_console))
         .chain(vsock.iter().map(of_sockets))
@@ -221,6 +227,35 @@ fn of_disk(disk: &DiskConfig) -> PciDevice<'_> {
         id: id.as_deref(),
         name: String::new(),
         generated: Generated::Numbered("_disk"),
+        pci_segment: *pci_segment,
+        pci_device_id: *pci_device_id,
+    }
+}
+
+fn of_net(net: &NetConfig) -> PciDevice<'_> {
+    let NetConfig {
+        tap: _,
+        ip: _,
+        mask: _,
+        mac: _,
+        host_mac: _,
+        mtu: _,
+        fds: _,
+        num_queues: _,
+        queue_size: _,
+        offload_csum: _,
+        offload_tso: _,
+        offload_ufo: _,
+        rate_limiter_config: _,
+        id,
+        pci_segment,
+        pci_device_id,
+    } = net;
+    PciDevice {
+        option: net.option(),
+        id: id.as_deref(),
+        name: String::new(),
+        generated: Generated::Numbered("_net"),
         pci_segment: *pci_segment,
         pci_device_id: *pci_device_id,
     }

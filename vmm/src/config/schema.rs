@@ -53,10 +53,16 @@ texts! {
     /// A UUID.
     Uuid = 36 to Some(36), "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$";
     /// The name of a device, without control characters. Names that begin with `_vfio`,
-    /// `_disk`, `_vsock` or two underscores are given to devices that come without.
+    /// `_disk`, `_net`, `_vsock` or two underscores are given to devices that come without.
     DeviceName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
     /// The name of a group of limits, without control characters.
     GroupName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
+    /// The name of a network interface of the host; an empty one is none.
+    InterfaceName = 0 to Some(15), r"^[!-$&-.0-9;-~]*$";
+    /// An IP address, or a mask of one; an empty text is none.
+    IpText = 0 to Some(45), "^[0-9a-fA-F:.]*$";
+    /// A MAC address of one interface; an empty text is none.
+    MacText = 0 to Some(17), "^([0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5})?$";
     /// A serial number, in printable ASCII.
     DiskSerial = 1 to Some(20), "^[ -~]*$";
 }

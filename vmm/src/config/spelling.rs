@@ -47,6 +47,8 @@ pub struct Key {
     pub implies: Option<&'static str>,
     /// What it is, for `--help`.
     pub help: &'static str,
+    /// Whether a value that is left out, as in `tap=,mac=`, is the same as an absent key.
+    pub may_be_empty: bool,
 }
 
 /// Form of a value.
@@ -105,7 +107,14 @@ impl Key {
             default: Fallback::None,
             implies: None,
             help,
+            may_be_empty: false,
         }
+    }
+
+    /// The same key, whose value may be left out.
+    pub const fn or_empty(mut self) -> Self {
+        self.may_be_empty = true;
+        self
     }
 
     /// The group of JSON that it is a member of, if it is not one of the option's type itself.

@@ -6,7 +6,8 @@ use arch::Isa;
 
 use super::error::{ConfigErrors, Problem};
 use super::{
-    ConsoleMode, VmConfig, device_nodes, disk, numa, passthrough, pci_segment, places, rate_limiter,
+    ConsoleMode, VmConfig, device_nodes, disk, net, numa, passthrough, pci_segment, places,
+    rate_limiter,
 };
 use crate::plan::HostMemory;
 
@@ -43,6 +44,7 @@ impl VmConfig {
             user_devices: _,
             rate_limit_groups,
             disks: _,
+            net: _,
             rng,
             vsock,
             pci_segments: _,
@@ -61,6 +63,7 @@ impl VmConfig {
         passthrough::validate(self, &mut problems);
         rate_limiter::validate(rate_limit_groups, &mut problems);
         disk::validate(self, &mut problems);
+        net::validate(self, &mut problems);
         if let Some(rng) = rng {
             rng.validate(&mut problems);
         }

@@ -4,10 +4,12 @@
 //! wait any longer ends this program, and the VMM carries out what it was asked for.
 
 use std::io::{self, BufReader, ErrorKind, Write};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket as _;
 
 use super::response::{Response, ResponseError, read};
 use crate::api::{Method, ROOT};
@@ -79,7 +81,7 @@ pub enum ClientError {
     },
 }
 
-/// Sends a request and waits for its answer, which may be that it is refused.
+/// Sends a request, descriptors with it, and waits for its answer, which may be that it is refused.
 ///
 /// # Errors
 /// Any [`ClientError`].
@@ -88,10 +90,11 @@ pub fn ask(
     method: Method,
     route: &str,
     body: Option<&[u8]>,
+    files: &[OwnedFd],
 ) -> Result<Response, ClientError> {
     let path = || socket.to_owned();
     let stream = UnixStream::connect(socket).map_err(|source| cannot_connect(path(), source))?;
-    let sent = send(&stream, method, route, body);
+    let sent = send(&stream, method, route, body, files);
     if let Err(source) = sent {
         // Who refuses what is still coming hangs up, and may have said why.
         let hung_up = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&source.kind());
@@ -122,6 +125,7 @@ fn send(
     method: Method,
     route: &str,
     body: Option<&[u8]>,
+    files: &[OwnedFd],
 ) -> io::Result<()> {
     let mut head = format!(
         "{} {ROOT}{route} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
@@ -138,7 +142,14 @@ fn send(
         )),
     }
     head.push_str("\r\n");
-    stream.write_all(head.as_bytes())?;
+    let mut head = head.as_bytes();
+    if !files.is_empty() {
+        let numbers: Vec<i32> = files.iter().map(|file| file.as_raw_fd()).collect();
+        // They come with the first bytes.
+        let sent = stream.send_with_fds(&[head], &numbers)?;
+        head = head.get(sent..).unwrap_or_default();
+    }
+    stream.write_all(head)?;
     stream.write_all(body.unwrap_or_default())
 }
 

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::api::{Effect, Method, ROUTES, VmRemoveDevice};
 use crate::config::cli::CliError;
 use crate::config::{
-    DeviceConfig, DiskConfig, FromOption, Problem, UserDeviceConfig, VsockConfig, number, size,
+    DeviceConfig, DiskConfig, FromOption, NetConfig, Problem, UserDeviceConfig, VsockConfig,
+    number, size,
 };
 
 /// What the arguments are called, for clap.
@@ -32,6 +33,8 @@ pub struct Call {
     pub route: &'static str,
     /// What is sent along.
     pub body: Body,
+    /// Descriptors that this process has inherited, to be sent along too.
+    pub files: Vec<u32>,
     /// What is printed of the answer.
     pub print: Print,
 }
@@ -85,6 +88,8 @@ pub(super) enum Takes {
     UserDevice,
     /// The keys of `--disk`.
     Disk,
+    /// The keys of `--net`.
+    Net,
     /// The keys of `--vsock`.
     Vsock,
     /// The name of a device.
@@ -116,12 +121,26 @@ impl Command {
     /// # Errors
     /// Values are wrong, or of an option that is not there yet.
     pub fn call(&self, matches: &ArgMatches) -> Result<Call, CliError> {
+        let (body, files) = match self.takes {
+            Takes::Net => self.net(matches)?,
+            _ => (self.body(matches)?, Vec::new()),
+        };
         Ok(Call {
             method: self.method,
             route: self.route,
-            body: self.body(matches)?,
+            body,
+            files,
             print: self.print,
         })
+    }
+
+    /// Numbers of descriptors mean something to their process alone: they are sent themselves.
+    fn net(&self, matches: &ArgMatches) -> Result<(Body, Vec<u32>), CliError> {
+        let text = matches.get_one::<String>(arg::VALUE);
+        let text = text.map_or("", String::as_str);
+        let mut net = NetConfig::from_option(self.name, text)?;
+        let files = std::mem::take(&mut net.fds);
+        Ok((Body::Json(json(&net)?.to_string()), files))
     }
 
     fn body(&self, matches: &ArgMatches) -> Result<Body, CliError> {
@@ -136,6 +155,8 @@ impl Command {
             Takes::Device => self.device::<DeviceConfig>(text(arg::VALUE))?,
             Takes::UserDevice => self.device::<UserDeviceConfig>(text(arg::VALUE))?,
             Takes::Disk => self.device::<DiskConfig>(text(arg::VALUE))?,
+            // Read by itself: see `net`.
+            Takes::Net => return Ok(Body::None),
             Takes::Vsock => self.device::<VsockConfig>(text(arg::VALUE))?,
             Takes::Id => json(&VmRemoveDevice {
                 id: text(arg::VALUE).to_owned(),
@@ -222,7 +243,7 @@ pub(super) const COMMANDS: [Command; 32] = [
         "vm.add-generic-vhost-user",
         Takes::NotYet,
     ),
-    command("add-net", "vm.add-net", Takes::NotYet),
+    command("add-net", "vm.add-net", Takes::Net),
     command("add-pmem", "vm.add-pmem", Takes::NotYet),
     command("add-user-device", "vm.add-user-device", Takes::UserDevice),
     command("add-vdpa", "vm.add-vdpa", Takes::NotYet),

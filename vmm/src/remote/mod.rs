@@ -11,6 +11,7 @@ mod response;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -19,6 +20,7 @@ pub use self::answer::Refusal;
 pub use self::client::ClientError;
 pub use self::commands::{Body, Call, Print};
 pub use self::response::ResponseError;
+use crate::inherited::{self, InheritedError};
 
 /// The longest configuration that `create` sends, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -41,6 +43,9 @@ pub enum RemoteError {
         /// The file, or `-`.
         path: PathBuf,
     },
+    /// A descriptor cannot be sent.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// It cannot be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -64,14 +69,19 @@ pub fn run(socket: &Path, call: &Call, out: &mut impl Write) -> Result<(), Remot
         method,
         route,
         body,
+        files,
         print,
     } = call;
+    let files = files
+        .iter()
+        .map(|fd| inherited::claim(i32::try_from(*fd).unwrap_or(i32::MAX)));
+    let files: Vec<OwnedFd> = files.collect::<Result<_, _>>()?;
     let body = match body {
         Body::None => None,
         Body::Json(text) => Some(text.clone().into_bytes()),
         Body::File(path) => Some(config(path)?),
     };
-    let response = client::ask(socket, *method, route, body.as_deref())?;
+    let response = client::ask(socket, *method, route, body.as_deref(), &files)?;
     if !(200..300).contains(&response.status) {
         return Err(Refusal::of(&response).into());
     }

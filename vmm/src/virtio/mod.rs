@@ -4,6 +4,7 @@ mod console;
 mod descriptors;
 mod disk;
 mod limits;
+mod net;
 mod rng;
 mod vsock;
 
@@ -20,6 +21,8 @@ use thiserror::Error;
 
 use self::disk::Disk;
 use self::limits::Groups;
+use self::net::NetInterface;
+pub use self::net::{GivenTap, GivenTaps, NetError};
 use self::vsock::Sockets;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
@@ -57,6 +60,14 @@ pub enum BackendError {
         /// Why not.
         source: ListenError,
     },
+    /// A network interface has no host's end.
+    #[error("{option}")]
+    Net {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: NetError,
+    },
 }
 
 /// What virtio devices need of the host.
@@ -64,24 +75,33 @@ pub struct Backends {
     rng: Option<File>,
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
+    /// By the interfaces' names.
+    net: BTreeMap<String, NetInterface>,
     console: Option<Arc<Line>>,
     vsock: Option<Sockets>,
 }
 
 impl Backends {
     /// Opens what the devices of a configuration need. All of them must have names. `console` is what
-    /// the host has of the console, if there is one.
+    /// the host has of the console, if there is one, `taps` are those that others have opened for it.
     ///
     /// # Errors
     /// Something is not there.
-    pub fn open(config: &VmConfig, console: Option<&Port>) -> Result<Self, BackendError> {
+    pub fn open(
+        config: &VmConfig,
+        console: Option<&Port>,
+        taps: &GivenTaps,
+    ) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
         let groups = Groups::new(&config.rate_limit_groups);
         let disks = config.disks.iter();
         let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk, &groups)?)));
+        let net = config.net.iter();
+        let net = net.map(|net| Ok((name(net.id.as_ref()), NetInterface::open(net, taps)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
+            net: net.collect::<Result<_, _>>()?,
             console: console
                 .map(console::connect)
                 .transpose()
@@ -112,6 +132,10 @@ impl Backends {
                 let vsock = self.vsock.as_ref();
                 Ok(vsock.map(|vsock| Box::new(vsock.device()) as Box<dyn Device>))
             }
+            VirtioKind::Net => {
+                let net = self.net.get(name);
+                Ok(net.map(|net| Box::new(net.device()) as Box<dyn Device>))
+            }
         }
     }
 
@@ -119,7 +143,10 @@ impl Backends {
     pub fn counters(&self) -> VmCounters {
         let disks = self.disks.iter();
         let disks = disks.map(|(name, disk)| (name.clone(), disk.counters()));
-        disks.map(|(name, values)| (name, named(values))).collect()
+        let net = self.net.iter();
+        let net = net.map(|(name, net)| (name.clone(), net.counters()));
+        let all = disks.chain(net);
+        all.map(|(name, values)| (name, named(values))).collect()
     }
 }
 

@@ -182,7 +182,7 @@ impl BlockHandler {
                 left -= 1;
                 limited = !self.take(chain, &memory)?;
                 if limited {
-                    self.queue.unpop();
+                    self.queue.unpop(1);
                     break;
                 }
                 if self.engine.event().is_none() {

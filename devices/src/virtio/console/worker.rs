@@ -148,7 +148,7 @@ impl ConsoleHandler {
                         queue.push(&memory, head, 0)?;
                     }
                     sent => {
-                        queue.unpop();
+                        queue.unpop(1);
                         queue.notify(&memory)?;
                         if matches!(sent, Sent::Later) {
                             come_again(queue);

@@ -71,7 +71,7 @@ impl RngHandler {
                 match self.source.fill(chain, &memory)? {
                     Filled::Bytes(count) => queue.push(&memory, head, count)?,
                     Filled::NotNow => {
-                        queue.unpop();
+                        queue.unpop(1);
                         queue.notify(&memory)?;
                         return Ok(self.source.wait()?);
                     }

@@ -209,6 +209,15 @@ struct Inner {
 }
 
 impl Inner {
+    /// Whether the driver's choice is one that can be worked with (section 2.2.2).
+    fn accepts_features(&self) -> bool {
+        let is_offered = self.common.are_offered();
+        match &self.life {
+            Some(Life::Idle(device)) => is_offered && device.accepts(self.common.features()),
+            _ => is_offered,
+        }
+    }
+
     fn stop(&mut self) {
         self.life = match self.life.take() {
             Some(Life::Running(running)) => Some(Life::Idle(running.stop())),
@@ -351,7 +360,7 @@ impl Transport {
         let mut value = before | value & !status::NEEDS_RESET;
         let set = |bit| value & bit != 0 && before & bit == 0;
         let (features_ok, driver_ok) = (set(status::FEATURES_OK), set(status::DRIVER_OK));
-        if features_ok && !inner.common.accepts_features() {
+        if features_ok && !inner.accepts_features() {
             value &= !status::FEATURES_OK;
         }
         if driver_ok && value & status::FEATURES_OK == 0 {

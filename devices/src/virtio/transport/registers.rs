@@ -81,8 +81,8 @@ impl Common {
         self.accepted
     }
 
-    /// Whether the driver's choice is one that can be worked with (section 2.2.2).
-    pub fn accepts_features(&self) -> bool {
+    /// Whether the driver has chosen among what is offered, with what no driver can do without.
+    pub fn are_offered(&self) -> bool {
         self.accepted & !self.offered == 0 && self.accepted & features::VERSION_1 != 0
     }
 

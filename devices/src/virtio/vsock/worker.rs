@@ -121,7 +121,7 @@ impl VsockHandler {
                 match self.switch.give(chain, &memory) {
                     Filled::Packet(bytes) => queue.push(&memory, head, bytes)?,
                     Filled::Unfit => queue.push(&memory, head, 0)?,
-                    Filled::Nothing => queue.unpop(),
+                    Filled::Nothing => queue.unpop(1),
                 }
             }
             queue.notify(&memory)?;

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::config::{
     ConsoleConfig, CpuTopology, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
-    MemoryZoneConfig, NumaConfig, PciSegmentConfig, PlatformConfig, RateLimiterConfig, RngConfig,
-    SerialConfig, TokenBucket, VsockConfig, from_json,
+    MemoryZoneConfig, NetConfig, NumaConfig, PciSegmentConfig, PlatformConfig, RateLimiterConfig,
+    RngConfig, SerialConfig, TokenBucket, VsockConfig, from_json,
 };
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
@@ -197,6 +197,7 @@ fn defaults_are_those_of_the_types() {
     defaults_are_true::<RngConfig>(&json!({ "src": "/a" }));
     defaults_are_true::<VsockConfig>(&json!({ "cid": 3, "socket": "/a" }));
     defaults_are_true::<DiskConfig>(&json!({ "path": "/a" }));
+    defaults_are_true::<NetConfig>(&json!({}));
     defaults_are_true::<RateLimiterConfig>(&json!({}));
     defaults_are_true::<TokenBucket>(&json!({ "size": 1, "refill_time": 1 }));
     defaults_are_true::<VmRemoveDevice>(&json!({ "id": "a" }));
@@ -232,6 +233,7 @@ fn roomy() -> Value {
             "path": "/i", "queue_size": 4, "pci_segment": 1, "pci_device_id": 3,
             "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
         }],
+        "net": [{ "mtu": 1500, "queue_size": 32, "pci_segment": 1, "pci_device_id": 5 }],
         "rng": { "src": "/r", "pci_segment": 1, "pci_device_id": 2 },
         "vsock": { "cid": 3, "socket": "/s", "pci_segment": 1, "pci_device_id": 4 },
     })
@@ -288,6 +290,10 @@ fn bounds_are_those_of_validation() {
             "VirtQueueAffinity",
             "host_cpus",
         ),
+        ("/net/0/mtu", "NetConfig", "mtu"),
+        ("/net/0/queue_size", "NetConfig", "queue_size"),
+        ("/net/0/pci_segment", "NetConfig", "pci_segment"),
+        ("/net/0/pci_device_id", "NetConfig", "pci_device_id"),
         ("/rng/pci_segment", "RngConfig", "pci_segment"),
         ("/rng/pci_device_id", "RngConfig", "pci_device_id"),
         ("/vsock/cid", "VsockConfig", "cid"),

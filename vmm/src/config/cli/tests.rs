@@ -426,9 +426,9 @@ fn all_wrong_options_are_reported_at_once() {
         "/kernel",
         "--firmware",
         "/firmware",
-        "--net",
-        "tap=a",
-        "tap=b",
+        "--vdpa",
+        "path=a",
+        "path=b",
         "--cpus",
         "boot=x,max=y,kvm_hyperv=on",
         "--memory",
@@ -439,7 +439,7 @@ fn all_wrong_options_are_reported_at_once() {
     assert_eq!(
         error(&args),
         "not supported yet: --firmware\n\
-         not supported yet: --net\n\
+         not supported yet: --vdpa\n\
          not supported yet: --cpus kvm_hyperv\n\
          --memory sise=1G: unknown key \"sise\"; did you mean \"size\"?\n\
          not supported yet: --console iommu\n\

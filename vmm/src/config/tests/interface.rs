@@ -267,6 +267,31 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         ],
         &[],
     );
+    spells::<NetConfig>(
+        "NetConfig",
+        &[
+            "tap",
+            "ip",
+            "mask",
+            "mac",
+            "host_mac",
+            "mtu",
+            "iommu",
+            "num_queues",
+            "queue_size",
+            "vhost_user",
+            "vhost_socket",
+            "vhost_mode",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+            "rate_limiter_config",
+            "offload_tso",
+            "offload_ufo",
+            "offload_csum",
+        ],
+        &["fds"],
+    );
     spells::<RateLimitGroupConfig>("RateLimitGroupConfig", &["id", "rate_limiter_config"], &[]);
     spells::<RngConfig>(
         "RngConfig",
@@ -341,5 +366,5 @@ fn groups_are_spelt_whole() {
             with_groups += 1;
         }
     }
-    assert_eq!(with_groups, 2);
+    assert_eq!(with_groups, 3);
 }

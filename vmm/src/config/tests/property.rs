@@ -2,6 +2,7 @@
 
 mod devices;
 mod disks;
+mod net;
 
 use arch::Isa;
 use proptest::prelude::*;
@@ -11,7 +12,8 @@ use super::*;
 use devices::{
     any_device, any_id, any_place, any_rng, any_segment, any_user_device, any_vsock, push_place,
 };
-use disks::{any_disk, any_group};
+use disks::{any_disk, any_group, any_limits, push_limits};
+use net::any_net;
 
 fn any_path() -> impl Strategy<Value = Option<std::path::PathBuf>> {
     prop::option::of(any::<String>().prop_map(Into::into))
@@ -151,12 +153,13 @@ prop_compose! {
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
-        (devices, user_devices, rng, vsock, disks, rate_limit_groups) in (
+        (devices, user_devices, rng, vsock, disks, net, rate_limit_groups) in (
             prop::collection::vec(any_device(), 0..3),
             prop::collection::vec(any_user_device(), 0..3),
             prop::option::of(any_rng()),
             prop::option::of(any_vsock()),
             prop::collection::vec(any_disk(), 0..3),
+            prop::collection::vec(any_net(), 0..3),
             prop::collection::vec(any_group(), 0..3),
         ),
         pci_segments in prop::collection::vec(any_segment(), 0..3),
@@ -167,6 +170,7 @@ prop_compose! {
             rng,
             vsock,
             disks,
+            net,
             rate_limit_groups,
             pci_segments,
             cpus,
@@ -264,6 +268,10 @@ fn unknown_members_are_refused_wherever_they_are() {
             "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
             "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
         }],
+        "net": [{
+            "tap": "t",
+            "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
+        }],
         "rate_limit_groups": [{ "id": "g", "rate_limiter_config": {
             "bandwidth": { "size": 1, "refill_time": 1 },
         } }],
@@ -283,7 +291,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 27);
+    assert_eq!(objects, 30);
 }
 
 proptest! {

@@ -1,5 +1,6 @@
 mod devices;
 mod disks;
+mod net;
 mod places;
 
 use super::*;

@@ -12,8 +12,8 @@ use super::{
     DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
 };
 use crate::config::{
-    ConsoleConfig, DeviceConfig, DiskConfig, GenericInitiator, RngConfig, UserDeviceConfig,
-    VmConfig, VsockConfig,
+    ConsoleConfig, DeviceConfig, DiskConfig, GenericInitiator, NetConfig, RngConfig,
+    UserDeviceConfig, VmConfig, VsockConfig,
 };
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
@@ -201,6 +201,7 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         .chain(config.user_devices.iter().map(Place::of_a_process))
         // Devices that are passed through have the lowest slots, whatever else the machine has.
         .chain(config.disks.iter().map(Place::of_disk))
+        .chain(config.net.iter().map(Place::of_net))
         .chain(config.rng.iter().map(Place::of_entropy))
         .chain(console.map(Place::of_console))
         .chain(config.vsock.iter().map(Place::of_sockets));
@@ -316,6 +317,29 @@ impl Place {
         } = config;
         let place = (*pci_segment, *pci_device_id);
         Self::of_virtio(VirtioKind::Block, config.option(), place)
+    }
+
+    fn of_net(config: &NetConfig) -> Self {
+        let NetConfig {
+            tap: _,
+            ip: _,
+            mask: _,
+            mac: _,
+            host_mac: _,
+            mtu: _,
+            fds: _,
+            num_queues: _,
+            queue_size: _,
+            offload_csum: _,
+            offload_tso: _,
+            offload_ufo: _,
+            rate_limiter_config: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Net, config.option(), place)
     }
 
     fn of_entropy(config: &RngConfig) -> Self {

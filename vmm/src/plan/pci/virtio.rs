@@ -23,6 +23,8 @@ pub enum VirtioKind {
     Block,
     /// A console.
     Console,
+    /// A network interface.
+    Net,
     /// A source of entropy.
     Rng,
     /// Sockets between guest and host.
@@ -58,6 +60,7 @@ impl VirtioKind {
     /// Its type (section 5).
     fn device_type(self) -> u16 {
         match self {
+            Self::Net => 1,
             Self::Block => 2,
             Self::Console => 3,
             Self::Rng => 4,
@@ -72,6 +75,8 @@ impl VirtioKind {
             Self::Block => 0x01_00_00,
             // A communication controller of another kind.
             Self::Console => 0x07_80_00,
+            // An Ethernet controller.
+            Self::Net => 0x02_00_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
             // A communication controller of another kind.
@@ -85,6 +90,7 @@ impl fmt::Display for VirtioKind {
         f.write_str(match self {
             Self::Block => "virtio-blk",
             Self::Console => "virtio-console",
+            Self::Net => "virtio-net",
             Self::Rng => "virtio-rng",
             Self::Vsock => "virtio-vsock",
         })

@@ -1,4 +1,7 @@
+#![expect(unsafe_code, reason = "receives descriptors")]
+
 use std::io::Read;
+use std::os::fd::FromRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -34,7 +37,7 @@ impl<T: Send + 'static> Server<T> {
         route: &str,
         body: Option<&[u8]>,
     ) -> (Result<Response, ClientError>, T) {
-        let answer = ask(&self.socket, method, route, body);
+        let answer = ask(&self.socket, method, route, body, &[]);
         (answer, self.thread.join().unwrap())
     }
 }
@@ -91,6 +94,43 @@ fn requests_are_http() {
     );
 }
 
+/// Descriptors come with the first bytes, and are those that were meant.
+#[test]
+fn descriptors_go_with_the_request() {
+    let server = Server::start(|mut stream| {
+        let (mut text, mut numbers) = ([0; 8], [0; 4]);
+        let mut parts = [libc::iovec {
+            iov_base: text.as_mut_ptr().cast(),
+            iov_len: text.len(),
+        }];
+        // SAFETY: the vector names the text, which is writable and lives on.
+        let received = unsafe { stream.recv_with_fds(&mut parts, &mut numbers) };
+        let (bytes, files) = received.unwrap();
+        let mut rest = String::from_utf8(text[..bytes].to_vec()).unwrap();
+        rest.push_str(&request(&stream));
+        // SAFETY: the kernel has just made it for us, and nobody else has it.
+        let mut file = unsafe { std::fs::File::from_raw_fd(numbers[0]) };
+        file.write_all(b"x").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            .unwrap();
+        (files, rest)
+    });
+    let (mut reader, writer) = io::pipe().unwrap();
+    let files = [OwnedFd::from(writer)];
+    let body = Some(&b"{\"a\":1}"[..]);
+    let answer = ask(&server.socket, Method::Put, "vm.add-net", body, &files);
+    assert_eq!(answer.unwrap().status, 204);
+    let (count, text) = server.thread.join().unwrap();
+    assert_eq!(count, 1);
+    assert!(text.starts_with("PUT /api/v1/vm.add-net"), "{text}");
+    assert!(text.ends_with("\r\n\r\n{\"a\":1}"), "{text}");
+    drop(files);
+    let mut written = String::new();
+    reader.read_to_string(&mut written).unwrap();
+    assert_eq!(written, "x");
+}
+
 #[test]
 fn an_answer_may_come_in_pieces_and_late() {
     let (answer, ()) = Server::start(|mut stream| {
@@ -141,7 +181,7 @@ fn the_connection_need_not_be_closed_behind_an_answer() {
         // The connection is open until the answer has been read.
         let _ = stopped.recv_timeout(Duration::from_secs(60));
     });
-    let answer = ask(&server.socket, Method::Get, "vm.info", None).unwrap();
+    let answer = ask(&server.socket, Method::Get, "vm.info", None, &[]).unwrap();
     assert_eq!(answer.body, b"{}");
     drop(stop);
     server.thread.join().unwrap();
@@ -182,7 +222,7 @@ fn what_is_wrong_is_said_with_the_socket() {
     assert!(not_taken.starts_with(&expected), "{not_taken}");
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");
-    let missing = fault(ask(&socket, Method::Get, "vm.info", None));
+    let missing = fault(ask(&socket, Method::Get, "vm.info", None, &[]));
     assert_eq!(
         missing,
         format!(
@@ -192,7 +232,7 @@ fn what_is_wrong_is_said_with_the_socket() {
         )
     );
     drop(UnixListener::bind(&socket).unwrap());
-    let left_behind = fault(ask(&socket, Method::Get, "vm.info", None));
+    let left_behind = fault(ask(&socket, Method::Get, "vm.info", None, &[]));
     assert!(
         left_behind.contains(": nobody listens there; "),
         "{left_behind}"

@@ -11,6 +11,7 @@ pub fn any_id() -> impl Strategy<Value = Option<String>> {
         "_vfio1",
         "_vfio_user0",
         "_disk0",
+        "_net0",
         "_vsock0",
         "__rng",
         "__console",

@@ -10,7 +10,7 @@ fn any_bucket() -> impl Strategy<Value = TokenBucket> {
     })
 }
 
-fn any_limits() -> impl Strategy<Value = RateLimiterConfig> {
+pub fn any_limits() -> impl Strategy<Value = RateLimiterConfig> {
     let bucket = || prop::option::of(any_bucket());
     (bucket(), bucket()).prop_map(|(bandwidth, ops)| RateLimiterConfig { bandwidth, ops })
 }
@@ -62,7 +62,7 @@ prop_compose! {
 }
 
 /// Appends the keys of limits. What there is none of, the command line cannot say.
-fn push_limits(text: &mut String, limits: RateLimiterConfig) {
+pub fn push_limits(text: &mut String, limits: RateLimiterConfig) {
     let RateLimiterConfig { bandwidth, ops } = limits;
     for (prefix, bucket) in [("bw", bandwidth), ("ops", ops)] {
         let Some(TokenBucket {
