@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ::tests::Summary;
 use anyhow::{Context as _, Result, bail, ensure};
-use tests::Summary;
 
 /// The longest that a guest may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
