@@ -159,10 +159,10 @@ fn qcow2_metadata() -> Vec<u8> {
         bytes.extend(1_u16.to_be_bytes());
     }
     pad(&mut bytes);
-    bytes.extend((4 * CLUSTER | COPIED).to_be_bytes());
+    bytes.extend(((4 * CLUSTER) | COPIED).to_be_bytes());
     pad(&mut bytes);
     for cluster in 0..clusters {
-        bytes.extend(((METADATA + cluster) * CLUSTER | COPIED).to_be_bytes());
+        bytes.extend((((METADATA + cluster) * CLUSTER) | COPIED).to_be_bytes());
     }
     pad(&mut bytes);
     bytes

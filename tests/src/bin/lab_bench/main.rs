@@ -66,7 +66,8 @@ fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     prepare_host(&lab, &options.other)?;
     println!(
-        "ratios are ours/other: median (minimum to maximum) of {} pairs of runs; other figures are medians, ours / other's, and all but the first for each request of the driver",
+        "ratios are ours/other: median (minimum to maximum) of {} pairs of runs, and of the best run of each;\n\
+         other figures are medians, ours / other's, and all but the first for each request of the driver",
         options.rounds
     );
     let mut starts = Vec::new();
@@ -228,7 +229,10 @@ const COLUMNS: [Column; 8] = [
 type Column = (&'static str, fn(&Measured) -> f64);
 
 fn print_header() {
-    print!("{:22}{:30}{:30}", "", "throughput", "work of the host");
+    print!(
+        "{:22}{:30}{:30}",
+        "", "throughput, best", "work of the host, best"
+    );
     for (title, _) in COLUMNS {
         print!("{title:>17}");
     }
@@ -237,12 +241,14 @@ fn print_header() {
 
 /// A row for a load: ratios of throughput and CPU time, and the figures of both.
 fn print_row(load: &Load, pairs: &[(Measured, Measured)]) {
-    let ratio = |value: fn(&Measured) -> f64| {
+    let ratio = |value: fn(&Measured) -> f64, best: fn(Summary) -> f64| {
         let ratios = pairs.iter().map(|(ours, other)| value(ours) / value(other));
-        Summary::of(ratios).to_string()
+        let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
+        let other = Summary::of(pairs.iter().map(|pair| value(&pair.1)));
+        format!("{}, {:.2}", Summary::of(ratios), best(ours) / best(other))
     };
-    let rate = ratio(|run| run.rate);
-    let work = ratio(|run| run.work);
+    let rate = ratio(|run| run.rate, |runs| runs.most);
+    let work = ratio(|run| run.work, |runs| runs.least);
     print!("{load:22}{rate:30}{work:30}");
     for (_, value) in COLUMNS {
         let ours = Summary::of(pairs.iter().map(|pair| value(&pair.0)));
