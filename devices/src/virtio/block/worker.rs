@@ -92,6 +92,8 @@ struct Slot {
     is_past: bool,
     /// The image's threads take the next step.
     with_threads: bool,
+    /// What they have said of the last one.
+    error: Option<io::Error>,
 }
 
 /// What is done with a request.
@@ -144,6 +146,7 @@ impl BlockHandler {
             flight: None,
             is_past: false,
             with_threads: false,
+            error: None,
         };
         Self {
             engine,
@@ -302,9 +305,11 @@ impl BlockHandler {
             user,
             scatter,
             result,
+            error,
         } = self.port.as_mut()?.next()?;
         if let Some(slot) = self.slots.get_mut(usize::from(user)) {
             slot.scatter = scatter;
+            slot.error = error;
             slot.is_past = true;
         }
         Some((user, result))
@@ -578,7 +583,8 @@ impl Slot {
                 false => Some(Status::Unsupported),
             },
             (number, step) => {
-                let error = io::Error::from_raw_os_error(number);
+                let error = self.error.take();
+                let error = error.unwrap_or_else(|| io::Error::from_raw_os_error(number));
                 // Threads say themselves what they could not sync; tables that could not be written stay.
                 let is_lost = match image.disk() {
                     Some(disk) if self.is_past => disk.is_lost(),

@@ -628,3 +628,30 @@ proptest! {
         prop_assert!(bytes_of(&path) == model);
     }
 }
+
+/// A base may end anywhere, also within what is read at least past the page cache.
+#[test]
+fn a_base_of_any_size_is_read_past_the_page_cache() {
+    for engine in ENGINES {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let mut model = pattern(7, 70_001);
+        std::fs::write(folder.path().join("base"), &model).unwrap();
+        let path = based(&folder, "top", "base", "raw");
+        let direct = ImageOptions {
+            direct: true,
+            ..qcow2(&path)
+        };
+        let image = match Image::open(&direct) {
+            Err(ImageError::Direct(_)) => return,
+            image => image.unwrap(),
+        };
+        // As QEMU counts: in whole sectors, the last of which is filled up.
+        model.resize(model.len().next_multiple_of(512), 0);
+        assert_eq!(image.capacity % 512, 0);
+        let length = image.capacity as usize;
+        let mut driver = started(image, engine);
+        assert!(read(&mut driver, 0, length) == model[..length]);
+        drop(driver);
+        check(&path, true);
+    }
+}
