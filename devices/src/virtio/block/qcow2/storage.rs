@@ -30,6 +30,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::header::{Header, refcount_blocks};
+use crate::virtio::buffers::NOTHING;
 
 /// Bytes of an entry of a table.
 const ENTRY: usize = 8;
@@ -325,11 +326,11 @@ impl Storage for ImageFile {
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        const NOTHING: [u8; 64 << 10] = [0; 64 << 10];
+        let zeroes = NOTHING.bytes();
         let mut done = 0;
         while done < length {
-            let count = (length - done).min(NOTHING.len() as u64);
-            let bytes = NOTHING.get(..count as usize).unwrap_or_default();
+            let count = (length - done).min(zeroes.len() as u64);
+            let bytes = zeroes.get(..count as usize).unwrap_or_default();
             self.write_in_order(bytes, offset.saturating_add(done))?;
             done += count;
         }

@@ -606,14 +606,12 @@ proptest! {
                 DISCARD => {
                     prop_assert_eq!(ask_of_range(&mut driver, DISCARD, (sector, count), 0), OK);
                     // What is read now may be anything that was there, or zeroes; it is the same from now on.
-                    let mut at = sector;
-                    for piece in model[range].chunks_mut(512) {
+                    for (at, piece) in (sector..).zip(model[range].chunks_mut(512)) {
                         let (status, _) = ask(&mut driver, IN, at, &[writable(DATA, 512)]);
                         prop_assert_eq!(status, OK);
                         let found = driver.bytes(DATA, 512);
                         prop_assert!(found == [0; 512] || found == piece);
                         piece.copy_from_slice(&found);
-                        at += 1;
                     }
                 }
                 _ => {
