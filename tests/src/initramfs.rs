@@ -27,6 +27,7 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
 pub struct Initramfs {
     script: String,
     modules: Vec<String>,
+    programs: Vec<String>,
     drivers: bool,
 }
 
@@ -36,6 +37,7 @@ impl Initramfs {
         Self {
             script: format!("{script}\n"),
             modules: Vec::new(),
+            programs: Vec::new(),
             drivers: false,
         }
     }
@@ -43,6 +45,12 @@ impl Initramfs {
     /// Adds a kernel module of `tests/modules`, which the script finds as `/lib/<name>.ko`.
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Adds a program of `tests/programs`, which the script finds as `/bin/<name>`.
+    pub fn program(mut self, name: &str) -> Self {
+        self.programs.push(name.to_owned());
         self
     }
 
@@ -80,6 +88,10 @@ impl Initramfs {
         archive.file("/test.sh", 0o644, self.script.as_bytes());
         for name in &self.modules {
             archive.file(&format!("/lib/{name}.ko"), 0o644, &read(&lab.module(name))?);
+        }
+        for name in &self.programs {
+            let program = read(&lab.guest_program(name))?;
+            archive.file(&format!("/bin/{name}"), 0o755, &program);
         }
         let mut bytes = archive.finish();
         if self.drivers {

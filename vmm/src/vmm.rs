@@ -259,7 +259,7 @@ impl Vmm {
         let vm = self.created()?;
         addition.check(vm.state())?;
         let mut config = vm.config().clone();
-        addition.add_to(&mut config);
+        addition.add_to(&mut config)?;
         change(vm, config)
     }
 

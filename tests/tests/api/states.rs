@@ -53,6 +53,7 @@ fn body(server: &ApiServer, route: &str) -> Option<Value> {
         // is not shared, which is looked at.
         "vm.add-user-device" => Some(json!({"socket": "/run/device"})),
         "vm.add-disk" => Some(json!({"path": "/run/disk"})),
+        "vm.add-vsock" => Some(json!({"cid": 3, "socket": "/run/vsock"})),
         "vm.remove-device" => Some(json!({"id": "gpu0"})),
         _ => None,
     }

@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod console;
 mod cpus;
 mod device_loss;
 mod device_memory;
@@ -11,12 +12,14 @@ mod lifecycle;
 mod matrix;
 mod memory;
 mod numa;
+mod rate_limits;
 mod report;
 mod segments;
 mod serial;
 mod two_devices;
 mod virtio;
 mod virtio_disks;
+mod vsock;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

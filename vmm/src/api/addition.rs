@@ -2,7 +2,7 @@
 
 use super::action::ActionError;
 use super::types::VmState;
-use crate::config::{DeviceConfig, DiskConfig, UserDeviceConfig, VmConfig};
+use crate::config::{DeviceConfig, DiskConfig, UserDeviceConfig, VmConfig, VsockConfig};
 
 /// A device that a virtual machine is to be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Addition {
     UserDevice(UserDeviceConfig),
     /// A disk.
     Disk(DiskConfig),
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
 }
 
 impl Addition {
@@ -33,6 +35,7 @@ impl Addition {
                 device.guest_numa_ids.is_some(),
             ),
             Self::Disk(disk) => ("vm.add-disk", &disk.id, false),
+            Self::Vsock(vsock) => ("vm.add-vsock", &vsock.id, false),
         };
         Err(match owns_nodes {
             true => ActionError::NodesAfterBoot {
@@ -43,11 +46,16 @@ impl Addition {
     }
 
     /// Adds it to what is asked for.
-    pub fn add_to(self, config: &mut VmConfig) {
+    ///
+    /// # Errors
+    /// There is one already, and there cannot be another.
+    pub fn add_to(self, config: &mut VmConfig) -> Result<(), ActionError> {
         match self {
             Self::Device(device) => config.devices.push(device),
             Self::UserDevice(device) => config.user_devices.push(device),
             Self::Disk(disk) => config.disks.push(disk),
+            Self::Vsock(vsock) => config.add_vsock(vsock).map_err(ActionError::Config)?,
         }
+        Ok(())
     }
 }

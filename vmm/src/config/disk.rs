@@ -75,7 +75,7 @@ pub const SPELLING: Spelling = Spelling {
             "rate_limit_group",
             "rate_limit_group",
             Value::Typed("<name>"),
-            "limits of a --rate-limit-group, instead of its own; not supported yet",
+            "limits of a --rate-limit-group, instead of its own",
         )
         .or(Fallback::Absent("none")),
         places::ID.or(Fallback::Absent("_disk0, _disk1 and so on")),
@@ -324,25 +324,11 @@ impl DiskConfig {
         {
             invalid(format!(",serial={serial}"), reason);
         }
-        let mut not_yet = |value: &str| {
-            problems.push(Problem::NotYet(format!("{option},{value}")));
-        };
         match image_type {
             ImageType::Raw | ImageType::Qcow2 | ImageType::Unknown => {}
             ImageType::FixedVhd | ImageType::Vhdx => {
-                not_yet(&format!("image_type={image_type}"));
+                problems.push(Problem::NotYet(format!("{option},image_type={image_type}")));
             }
-        }
-        if let Some(RateLimiterConfig { bandwidth, ops }) = rate_limiter_config {
-            if bandwidth.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("bw_size");
-            }
-            if ops.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("ops_size");
-            }
-        }
-        if rate_limit_group.is_some() {
-            not_yet("rate_limit_group");
         }
         self.validate_affinity(problems);
     }

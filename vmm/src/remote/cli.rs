@@ -9,7 +9,7 @@ use clap::{Arg, ArgGroup};
 
 use super::commands::{COMMANDS, Call, Takes, arg};
 use crate::config::cli::{CliError, usage};
-use crate::config::{DeviceConfig, DiskConfig, FromOption, UserDeviceConfig};
+use crate::config::{DeviceConfig, DiskConfig, FromOption, UserDeviceConfig, VsockConfig};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +109,7 @@ fn arguments(command: clap::Command, takes: Takes) -> clap::Command {
         Takes::Device => command.arg(keys(DeviceConfig::keys())),
         Takes::UserDevice => command.arg(keys(UserDeviceConfig::keys())),
         Takes::Disk => command.arg(keys(DiskConfig::keys())),
+        Takes::Vsock => command.arg(keys(VsockConfig::keys())),
         Takes::Id => command.arg(value("id", "Name of the device")),
         Takes::Resize => command
             .arg(option(

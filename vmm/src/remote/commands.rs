@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::api::{Effect, Method, ROUTES, VmRemoveDevice};
 use crate::config::cli::CliError;
 use crate::config::{
-    DeviceConfig, DiskConfig, FromOption, Problem, UserDeviceConfig, number, size,
+    DeviceConfig, DiskConfig, FromOption, Problem, UserDeviceConfig, VsockConfig, number, size,
 };
 
 /// What the arguments are called, for clap.
@@ -85,6 +85,8 @@ pub(super) enum Takes {
     UserDevice,
     /// The keys of `--disk`.
     Disk,
+    /// The keys of `--vsock`.
+    Vsock,
     /// The name of a device.
     Id,
     /// `--balloon`, `--cpus`, `--memory`: at least one.
@@ -134,6 +136,7 @@ impl Command {
             Takes::Device => self.device::<DeviceConfig>(text(arg::VALUE))?,
             Takes::UserDevice => self.device::<UserDeviceConfig>(text(arg::VALUE))?,
             Takes::Disk => self.device::<DiskConfig>(text(arg::VALUE))?,
+            Takes::Vsock => self.device::<VsockConfig>(text(arg::VALUE))?,
             Takes::Id => json(&VmRemoveDevice {
                 id: text(arg::VALUE).to_owned(),
             })?,
@@ -223,7 +226,7 @@ pub(super) const COMMANDS: [Command; 32] = [
     command("add-pmem", "vm.add-pmem", Takes::NotYet),
     command("add-user-device", "vm.add-user-device", Takes::UserDevice),
     command("add-vdpa", "vm.add-vdpa", Takes::NotYet),
-    command("add-vsock", "vm.add-vsock", Takes::NotYet),
+    command("add-vsock", "vm.add-vsock", Takes::Vsock),
     command("boot", "vm.boot", Takes::Nothing),
     command("coredump", "vm.coredump", Takes::Destination),
     command("counters", "vm.counters", Takes::Nothing),

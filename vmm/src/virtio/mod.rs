@@ -1,20 +1,30 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
+mod console;
+mod descriptors;
 mod disk;
+mod limits;
 mod rng;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use devices::virtio::Device;
 use devices::virtio::block::ImageError;
+use devices::virtio::console::{Console, Line};
 use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::limits::Groups;
+use self::vsock::Sockets;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
+use crate::console::Port;
+use crate::listener::ListenError;
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
@@ -28,6 +38,9 @@ pub enum BackendError {
         /// Why not.
         source: io::Error,
     },
+    /// The console has no room for events.
+    #[error("--console: cannot make events")]
+    Console(#[source] io::Error),
     /// An image cannot be used.
     #[error("{option}")]
     Image {
@@ -36,6 +49,14 @@ pub enum BackendError {
         /// Why not.
         source: ImageError,
     },
+    /// A socket cannot be listened on.
+    #[error("{option}")]
+    Socket {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ListenError,
+    },
 }
 
 /// What virtio devices need of the host.
@@ -43,20 +64,29 @@ pub struct Backends {
     rng: Option<File>,
     /// By the disks' names.
     disks: BTreeMap<String, Disk>,
+    console: Option<Arc<Line>>,
+    vsock: Option<Sockets>,
 }
 
 impl Backends {
-    /// Opens what the devices of a configuration need. All of them must have names.
+    /// Opens what the devices of a configuration need. All of them must have names. `console` is what
+    /// the host has of the console, if there is one.
     ///
     /// # Errors
     /// Something is not there.
-    pub fn open(config: &VmConfig) -> Result<Self, BackendError> {
+    pub fn open(config: &VmConfig, console: Option<&Port>) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
+        let groups = Groups::new(&config.rate_limit_groups);
         let disks = config.disks.iter();
-        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk, &groups)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
+            console: console
+                .map(console::connect)
+                .transpose()
+                .map_err(BackendError::Console)?,
+            vsock: config.vsock.as_ref().map(Sockets::open).transpose()?,
         })
     }
 
@@ -73,6 +103,14 @@ impl Backends {
             VirtioKind::Block => {
                 let disk = self.disks.get(name);
                 Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
+            VirtioKind::Console => {
+                let line = self.console.as_ref().map(Arc::clone);
+                Ok(line.map(|line| Box::new(Console::new(line)) as Box<dyn Device>))
+            }
+            VirtioKind::Vsock => {
+                let vsock = self.vsock.as_ref();
+                Ok(vsock.map(|vsock| Box::new(vsock.device()) as Box<dyn Device>))
             }
         }
     }

@@ -7,15 +7,15 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::counters::Counters;
 use super::pool::{Pool, Port};
 use super::qcow2::{self, ChainError, Disk};
+use crate::virtio::complaints::Complaints;
 
 /// Bytes of a sector, in which everything is counted (section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -23,8 +23,6 @@ pub const SECTOR: u64 = 512;
 pub const SERIAL: usize = 20;
 /// The largest blocks that a disk's own can be: larger ones are not told of to a guest.
 const MAX_BLOCK: u64 = 64 << 10;
-/// How often the operator is told of what fails: a guest can go on asking.
-const COMPLAINTS: Duration = Duration::from_secs(60);
 /// What direct I/O needs at most, where the host does not say it: blocks are not larger.
 const CAREFUL_ALIGNMENT: u64 = 4096;
 
@@ -134,7 +132,10 @@ pub struct Image {
     pub(super) guarded: bool,
     pub(super) serial: [u8; SERIAL],
     pub(super) counters: Counters,
-    complaints: Mutex<Complaints>,
+    /// Of requests that fail on the host.
+    complaints: Complaints,
+    /// The operator was told that the guest may not write sector 0.
+    told_of_guard: AtomicBool,
     /// A flush has failed: what was written before may be lost.
     unflushed: AtomicBool,
     path: String,
@@ -151,13 +152,6 @@ pub struct Blocks {
     pub memory: u64,
     /// What offsets and lengths must be aligned to; 1 without direct I/O.
     pub offset: u64,
-}
-
-/// What the operator was told of.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    untold: u64,
 }
 
 /// A file that is open and locked.
@@ -298,7 +292,8 @@ impl Image {
             guarded: format == ImageFormat::Detect && !readonly,
             serial: padded(serial.unwrap_or(&own)),
             counters: Counters::default(),
-            complaints: Mutex::default(),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
             path: path.display().to_string(),
         })
@@ -344,42 +339,21 @@ impl Image {
         self.counters.values()
     }
 
-    /// Tells the operator of what failed; seldom with emphasis, since a guest can go on asking.
+    /// Tells the operator of what failed.
     pub(super) fn complain(&self, what: &str, error: &io::Error) {
-        if let Some(untold) = self.may_complain() {
-            let path = &self.path;
-            match untold {
-                0 => log::warn!("image {path}: {what} fails: {error}"),
-                _ => log::warn!(
-                    "image {path}: {what} fails: {error}; {untold} more failures since the last were not told of"
-                ),
-            }
-        }
+        self.complaints
+            .warn(format_args!("image {}: {what} fails: {error}", self.path));
     }
 
-    /// The same, of a write to sector 0.
+    /// Tells the operator of a write to sector 0, once.
     pub(super) fn complain_of_guard(&self) {
-        if self.may_complain().is_some() {
+        if !self.told_of_guard.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "image {}: the guest may not write sector 0, since image_type does not say that the \
                  image is raw; say image_type=raw if it is",
                 self.path
             );
         }
-    }
-
-    /// Of how many failures the operator was not told, if now is the time.
-    fn may_complain(&self) -> Option<u64> {
-        let complaints = self.complaints.lock();
-        let mut complaints = complaints.unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let Complaints { last, untold } = &mut *complaints;
-        if last.is_some_and(|last| now.duration_since(last) < COMPLAINTS) {
-            *untold += 1;
-            return None;
-        }
-        *last = Some(now);
-        Some(std::mem::take(untold))
     }
 
     /// Another one, for tests: of a file that cannot be opened as images are.
@@ -402,7 +376,8 @@ impl Image {
             guarded: false,
             serial: padded("test"),
             counters: Counters::default(),
-            complaints: Mutex::default(),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
             path: "of a test".to_owned(),
         }

@@ -17,6 +17,7 @@ use super::qcow2::{Disk, Flight, Place, Work};
 use super::request::{Asked, Parser, Request, Status};
 use super::scatter::Scatter;
 use crate::virtio::buffers::{Bounce, Part, length_of};
+use crate::virtio::rate_limiter::RateLimiter;
 use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Requests of a queue that are under way at once, at most.
@@ -32,8 +33,10 @@ const SPARE: usize = 4;
 const KICK: Token = 0;
 /// Told of by the host.
 const ENDED: Token = 1;
+/// The time of a request that was over the limits has come.
+const DUE: Token = 2;
 /// Told of by the image's threads.
-const REPLIED: Token = 2;
+const REPLIED: Token = 3;
 
 /// What a request needs next of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +118,7 @@ pub struct BlockHandler {
     image: Arc<Image>,
     queue: VirtQueue,
     parser: Parser,
+    limiter: Option<RateLimiter>,
     host_cpus: Vec<u32>,
     /// Something was given back that the driver was not told of.
     untold: bool,
@@ -130,6 +134,7 @@ impl BlockHandler {
         at_once: u16,
         host_cpus: Vec<u32>,
         synchronous: bool,
+        limiter: Option<RateLimiter>,
     ) -> Self {
         let slot = |_| Slot {
             head: 0,
@@ -157,6 +162,7 @@ impl BlockHandler {
             image,
             queue,
             parser: Parser::default(),
+            limiter,
             host_cpus,
             untold: false,
             broken: false,
@@ -167,14 +173,21 @@ impl BlockHandler {
     fn work(&mut self) -> Result<(), Fault> {
         let memory = self.queue.memory();
         let mut left = ROUND;
+        let mut limited = false;
         loop {
             self.queue.be_quiet(&memory)?;
             while left > 0 && !self.free.is_empty() {
                 let Some(chain) = self.queue.pop(&memory)? else {
+                    // A driver may have taken back what has waited.
+                    self.limiter.iter_mut().for_each(RateLimiter::clear);
                     break;
                 };
                 left -= 1;
-                self.take(chain, &memory)?;
+                limited = !self.take(chain, &memory)?;
+                if limited {
+                    self.queue.unpop();
+                    break;
+                }
                 if self.engine.event().is_none() {
                     // The next request may take long.
                     self.tell(&memory)?;
@@ -188,23 +201,31 @@ impl BlockHandler {
                 let _ = self.queue.kick().write(1);
                 return Ok(());
             }
-            // With none free, what ends brings us here again.
-            if self.free.is_empty() || !self.queue.wait(&memory)? {
+            // With none free, what ends brings us here again; over the limits, that the time has come.
+            if limited || self.free.is_empty() || !self.queue.wait(&memory)? {
                 return Ok(());
             }
         }
     }
 
     /// Takes a request up.
-    fn take(&mut self, chain: Chain, memory: &Arc<Memory>) -> Result<(), Fault> {
+    ///
+    /// # Returns
+    /// Whether the limits allow it; it has to wait if they do not.
+    fn take(&mut self, chain: Chain, memory: &Arc<Memory>) -> Result<bool, Fault> {
         let head = chain.head_index();
+        let request = self.parser.parse(chain, memory);
+        if let Some(limiter) = &mut self.limiter
+            && !limiter.take(bytes_moved(&self.image, &request))
+        {
+            return Ok(false);
+        }
         let Some(index) = self.free.pop() else {
-            return Ok(());
+            return Ok(true);
         };
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Ok(());
+            return Ok(true);
         };
-        let request = self.parser.parse(chain, memory);
         slot.head = head;
         slot.into = length_of(request.into);
         slot.read = 0;
@@ -220,10 +241,10 @@ impl BlockHandler {
         let Some(status) = request.status else {
             // There is nowhere to say anything.
             slot.into = u64::MAX;
-            return self.answer(index, None);
+            return self.answer(index, None).map(|()| true);
         };
         slot.status = status;
-        match judge(&self.image, slot, &request, memory) {
+        let begun = match judge(&self.image, slot, &request, memory) {
             Verdict::Answer(status) => self.answer(index, Some(status)),
             Verdict::Begin(step) => {
                 slot.step = step;
@@ -241,7 +262,8 @@ impl BlockHandler {
                 }
                 self.go_on(index)
             }
-        }
+        };
+        begun.map(|()| true)
     }
 
     /// Asks the host for the next step of a request, until it does not answer at once.
@@ -600,6 +622,19 @@ impl Slot {
     }
 }
 
+/// Bytes that a request moves, for the limits: none if it moves none, or is refused.
+fn bytes_moved(image: &Image, request: &Request<'_>) -> u64 {
+    let (offset, length) = match request.asked {
+        Asked::Read { offset } => (offset, length_of(request.into)),
+        Asked::Write { offset } => (offset, length_of(request.out)),
+        _ => return 0,
+    };
+    match fits(image, offset, length) {
+        true => length,
+        false => 0,
+    }
+}
+
 /// Looks whether a request can be carried out, and puts its buffers into its slot.
 fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Memory>) -> Verdict {
     let failed = Verdict::Answer(Status::IoError);
@@ -734,6 +769,8 @@ impl Handler for BlockHandler {
     fn descriptors(&self) -> Vec<(RawFd, Token)> {
         let mut descriptors = vec![(self.queue.kick().as_raw_fd(), KICK)];
         descriptors.extend(self.engine.event().map(|event| (event.as_raw_fd(), ENDED)));
+        let limiter = self.limiter.as_ref();
+        descriptors.extend(limiter.map(|limiter| (limiter.event(), DUE)));
         let port = self.port.as_ref();
         descriptors.extend(port.map(|port| (port.event().as_raw_fd(), REPLIED)));
         descriptors
@@ -744,6 +781,8 @@ impl Handler for BlockHandler {
         let _ = match (token, self.engine.event(), &self.port) {
             (ENDED, Some(event), _) => event.read(),
             (REPLIED, _, Some(port)) => port.event().read(),
+            // Nothing to read: asking again turns it off.
+            (DUE, ..) => Ok(0),
             _ => self.queue.kick().read(),
         };
         self.work()

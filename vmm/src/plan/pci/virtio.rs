@@ -21,8 +21,12 @@ const SUBSYSTEM: u16 = 0x1100;
 pub enum VirtioKind {
     /// A disk.
     Block,
+    /// A console.
+    Console,
     /// A source of entropy.
     Rng,
+    /// Sockets between guest and host.
+    Vsock,
 }
 
 impl VirtioKind {
@@ -55,7 +59,9 @@ impl VirtioKind {
     fn device_type(self) -> u16 {
         match self {
             Self::Block => 2,
+            Self::Console => 3,
             Self::Rng => 4,
+            Self::Vsock => 19,
         }
     }
 
@@ -64,8 +70,12 @@ impl VirtioKind {
         match self {
             // A SCSI controller: what comes nearest.
             Self::Block => 0x01_00_00,
+            // A communication controller of another kind.
+            Self::Console => 0x07_80_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
+            // A communication controller of another kind.
+            Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -74,7 +84,9 @@ impl fmt::Display for VirtioKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Block => "virtio-blk",
+            Self::Console => "virtio-console",
             Self::Rng => "virtio-rng",
+            Self::Vsock => "virtio-vsock",
         })
     }
 }

@@ -1,4 +1,5 @@
 mod image;
+mod limits;
 mod property;
 pub(super) mod qcow2;
 mod requests;
@@ -66,6 +67,7 @@ fn parts(image: Image, engine: EngineChoice) -> BlockParts {
         queue_size: 16,
         host_cpus: Vec::new(),
         engine,
+        limits: None,
     }
 }
 

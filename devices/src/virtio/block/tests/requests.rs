@@ -353,6 +353,7 @@ fn a_flush_that_has_failed_fails_for_good() {
                 queue_size: 16,
                 host_cpus: Vec::new(),
                 engine,
+                limits: None,
             };
             let mut driver = Driver::new(Box::new(Block::new(parts)));
             driver.start(0, 16);

@@ -8,7 +8,7 @@ use crate::virtio::testing::PATIENCE;
 
 /// Makes eight requests available, of two sectors each, without telling. The header of each is at
 /// `HEADER` and 16 bytes further for the next, its data at `DATA` and 1 KiB further.
-fn make_eight(driver: &mut Driver, queue: usize, kind: u32) {
+pub fn make_eight(driver: &mut Driver, queue: usize, kind: u32) {
     // Three descriptors each, 24 of 32.
     for number in 0..8_u16 {
         let at = u64::from(number) + queue as u64 * 8;
