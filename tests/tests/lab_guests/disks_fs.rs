@@ -48,8 +48,9 @@ fn image(folder: &Path, name: &str, size: u64) -> Result<String> {
 #[test]
 fn file_systems_on_eight_disks_keep_what_is_written() -> Result<()> {
     const SCRIPT: &str = "
-        for name in $(cat /sys/block/vd*/serial); do
-            where=$(disk $name)
+        for block in /sys/block/vd*; do
+            serial=$(cat $block/serial)
+            where=/dev/$(basename $block)
             if ! mount -t ext4 -o ro $where /mnt 2>/dev/null; then
                 mke2fs $where >/dev/null 2>&1
                 mount -t ext4 $where /mnt || exit 1
@@ -58,7 +59,7 @@ fn file_systems_on_eight_disks_keep_what_is_written() -> Result<()> {
                 again=yes
             else
                 first=$(cat /mnt/sum)
-                [ \"$(sha256sum </mnt/file)\" = \"$first\" ] && echo \"$name kept\"
+                [ \"$(sha256sum </mnt/file)\" = \"$first\" ] && echo \"$serial kept\"
                 mount -o remount,rw /mnt
                 rm /mnt/file
                 sync
