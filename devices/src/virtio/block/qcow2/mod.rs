@@ -428,7 +428,7 @@ impl Disk {
 
     /// For tests: the image's own file.
     #[cfg(test)]
-    fn file(&self) -> &ImageFile {
+    pub fn file(&self) -> &ImageFile {
         self.image
             .inner()
             .collect_storage_dependencies()

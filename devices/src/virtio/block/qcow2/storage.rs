@@ -246,6 +246,12 @@ impl ImageFile {
         }
     }
 
+    /// For tests: as if a sync had failed.
+    #[cfg(test)]
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
     /// For tests: begins to write down what is done, and gives what was until now.
     #[cfg(test)]
     pub fn take_journal(&self) -> Vec<Written> {

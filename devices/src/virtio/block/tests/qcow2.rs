@@ -653,3 +653,26 @@ fn a_base_of_any_size_is_read_past_the_page_cache() {
         check(&path, true);
     }
 }
+
+/// Tables are synced in between, also when nobody asks for a flush: what fails there is told to who does.
+#[test]
+fn tables_that_could_not_be_synced_let_flushes_fail() {
+    for engine in ENGINES {
+        let (_folder, path) = created(&[]);
+        let image = Arc::new(Image::open(&qcow2(&path)).unwrap());
+        let parts = BlockParts {
+            image: Arc::clone(&image),
+            ..parts(Image::of_file(tempfile::tempfile().unwrap(), 512), engine)
+        };
+        let mut driver = Driver::new(Box::new(Block::new(parts)));
+        driver.start(0, 16);
+        write(&mut driver, 0, &[1; 512]);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, OK);
+        write(&mut driver, 0, &[2; 512]);
+        image.disk().unwrap().file().lose();
+        for _ in 0..2 {
+            assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        }
+        assert_eq!(read(&mut driver, 0, 512), [2; 512]);
+    }
+}
