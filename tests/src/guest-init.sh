@@ -22,7 +22,7 @@ section() {
 # A script that has mounted a root file system there goes on in it.
 if [ -d /newroot ]; then
     umount -l /tmp /dev /sys /proc
-    exec switch_root -c /dev/console /newroot /sbin/init
+    exec /bin/busybox switch_root -c /dev/console /newroot /sbin/init
 fi
 echo "@@ exit $?"
 poweroff -f

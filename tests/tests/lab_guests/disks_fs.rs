@@ -13,6 +13,8 @@ const MIB: u64 = 1 << 20;
 /// How disks are found, by their serial numbers.
 const FIND: &str = "
 modprobe virtio_blk
+# ext4 asks for it, and there is nobody to load it then.
+modprobe crc32c_generic
 modprobe ext4
 disk() { echo /dev/$(basename $(dirname $(grep -lx $1 /sys/block/*/serial))); }
 mkdir /mnt
@@ -46,17 +48,18 @@ fn image(folder: &Path, name: &str, size: u64) -> Result<String> {
 #[test]
 fn file_systems_on_eight_disks_keep_what_is_written() -> Result<()> {
     const SCRIPT: &str = "
-        for name in $(cat /sys/block/vd*/serial); do
-            where=$(disk $name)
+        for block in /sys/block/vd*; do
+            serial=$(cat $block/serial)
+            where=/dev/$(basename $block)
             if ! mount -t ext4 -o ro $where /mnt 2>/dev/null; then
                 mke2fs $where >/dev/null 2>&1
-                mount -t ext4 $where /mnt
+                mount -t ext4 $where /mnt || exit 1
                 dd if=/dev/urandom of=/mnt/file bs=64k count=96 2>/dev/null
                 sha256sum </mnt/file >/mnt/sum
                 again=yes
             else
                 first=$(cat /mnt/sum)
-                [ \"$(sha256sum </mnt/file)\" = \"$first\" ] && echo \"$name kept\"
+                [ \"$(sha256sum </mnt/file)\" = \"$first\" ] && echo \"$serial kept\"
                 mount -o remount,rw /mnt
                 rm /mnt/file
                 sync
@@ -119,7 +122,7 @@ fn a_qcow2_disk_survives_the_end_of_the_vmm() -> Result<()> {
         where=$(disk top)
         section base sh -c \"head -c 4 $where; echo\"
         mke2fs $where >/dev/null 2>&1
-        mount -t ext4 $where /mnt
+        mount -t ext4 $where /mnt || exit 1
         dd if=/dev/urandom of=/mnt/file bs=64k count=64 2>/dev/null
         sha256sum </mnt/file >/mnt/sum
         sync
@@ -169,7 +172,7 @@ fn a_qcow2_disk_survives_the_end_of_the_vmm() -> Result<()> {
 fn a_guest_boots_from_its_disk() -> Result<()> {
     const INSTALL: &str = "
         mke2fs $(disk system) >/dev/null 2>&1
-        mount -t ext4 $(disk system) /mnt
+        mount -t ext4 $(disk system) /mnt || exit 1
         mkdir /mnt/bin /mnt/sbin /mnt/proc /mnt/sys /mnt/dev /mnt/tmp
         cp /bin/busybox /mnt/bin
         ln -s busybox /mnt/bin/sh
@@ -194,10 +197,11 @@ END
         umount /mnt";
     const SWITCH: &str = "
         modprobe virtio_blk
+        modprobe crc32c_generic
         modprobe ext4
         root=$(sed -n 's/.*root=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
         mkdir /newroot
-        mount -t ext4 $root /newroot";
+        mount -t ext4 $root /newroot || exit 1";
     for name in ["system.raw", "system.qcow2"] {
         let folder = tempfile::tempdir()?;
         let disk = image(folder.path(), name, 32 * MIB)?.replace(name, "system");

@@ -317,9 +317,13 @@ impl Image {
         self.qcow2.as_ref().map(|(_, pool)| pool.port()).transpose()
     }
 
-    /// Whether a flush has failed.
+    /// Whether a flush has failed, or a sync of tables in between.
     pub(super) fn is_unflushed(&self) -> bool {
-        self.unflushed.load(Ordering::SeqCst)
+        let is_lost = self.disk().is_some_and(|disk| disk.is_lost());
+        if is_lost {
+            self.flush_failed(&io::Error::from_raw_os_error(libc::EIO));
+        }
+        is_lost || self.unflushed.load(Ordering::SeqCst)
     }
 
     /// A flush has failed. Linux says so once and forgets it, and may have forgotten the data too: so no

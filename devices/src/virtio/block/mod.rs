@@ -6,6 +6,7 @@
 //! | `device` | what the device offers |
 //! | `request` | what a driver asks for |
 //! | `worker` | a queue, whose requests are carried out |
+//! | `slot` | a request that is under way, step by step |
 //! | `counters` | what it counts |
 //! | `engine` | how the host is asked: io_uring, or one call after the other |
 //! | `qcow2` | images whose bytes are not where they are on the disk |
@@ -25,6 +26,7 @@ mod pool;
 mod qcow2;
 mod request;
 mod scatter;
+mod slot;
 mod worker;
 
 #[cfg(test)]

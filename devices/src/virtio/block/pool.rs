@@ -30,6 +30,8 @@ pub struct Reply {
     pub scatter: Scatter,
     /// Bytes that were moved, or the error's number less than zero.
     pub result: i32,
+    /// The error.
+    pub error: Option<io::Error>,
 }
 
 /// Replies for one queue.
@@ -121,21 +123,19 @@ impl Tasks {
                 user,
                 replies,
             } = task;
-            let result = match self.disk.perform(work, &mut scatter, synchronous) {
+            let (result, error) = match self.disk.perform(work, &mut scatter, synchronous) {
                 // At most what is done at once.
-                Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
+                Ok(moved) => (i32::try_from(moved).unwrap_or(i32::MAX), None),
                 Err(error) => {
-                    log::debug!("{work:x?}: {error}");
-                    -error
-                        .raw_os_error()
-                        .filter(|number| *number > 0)
-                        .unwrap_or(libc::EIO)
+                    let number = error.raw_os_error().filter(|number| *number > 0);
+                    (-number.unwrap_or(libc::EIO), Some(error))
                 }
             };
             replies.lock().push(Reply {
                 user,
                 scatter,
                 result,
+                error,
             });
             replies.arrived.notify_all();
             // A full counter is as good.

@@ -158,7 +158,7 @@ impl Chain {
         let backing = backing.transpose()?;
         let blocks = header.refcount_blocks(file, size)?;
         let tables = file.try_clone().map_err(HeaderError::Read)?;
-        let storage = ImageFile::qcow2(tables, data, &header, blocks);
+        let storage = ImageFile::qcow2(tables, (data, unit), &header, blocks);
         let image = super::caught(|| {
             Qcow2::<ImageFile>::builder(storage)
                 .backing(backing)
@@ -212,7 +212,7 @@ impl Chain {
         let unit = opened.blocks.offset;
         let (file, data, size) = (opened.file, opened.data, opened.size);
         if !is_qcow2 {
-            let storage = ImageFile::plain(file, data);
+            let storage = ImageFile::plain(file, data, unit);
             let image = super::caught(|| Raw::open_image(storage, false));
             let image = image.map_err(|source| ImageError::Qcow2(ChainError::Tables(source)))?;
             return Ok(FormatAccess::new(image));

@@ -161,7 +161,7 @@ impl Disk {
                 ..
             } if writable || !to_write => {
                 let place = Place::File {
-                    file: storage.data(),
+                    file: storage.data(at, length),
                     offset: at,
                     flight: self.flights.begin(offset, length),
                 };
@@ -217,7 +217,7 @@ impl Disk {
         match mapping {
             Mapping::Raw {
                 storage, offset, ..
-            } => match memory.read(storage.data(), offset, length)? {
+            } => match memory.read(storage.data(offset, length), offset, length)? {
                 // Behind the end of a file there are zeroes.
                 0 => memory.buffers.fill(length),
                 count => return Ok(count),
@@ -268,7 +268,8 @@ impl Disk {
         }
         let mut done = 0;
         while done < length {
-            match write(file.data(), mapping.offset() + done, length - done)? {
+            let (at, left) = (mapping.offset() + done, length - done);
+            match write(file.data(at, left), at, left)? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 count => done += count,
             }
@@ -369,7 +370,7 @@ impl Disk {
         } = mapping
         {
             // Without it the clusters are free in the image all the same.
-            let _ = punch(storage.data(), *offset, length);
+            let _ = punch(storage.data(*offset, length), *offset, length);
         }
         let inner = self.image.inner();
         let done = match self.version > 2 {
@@ -427,7 +428,7 @@ impl Disk {
 
     /// For tests: the image's own file.
     #[cfg(test)]
-    fn file(&self) -> &ImageFile {
+    pub fn file(&self) -> &ImageFile {
         self.image
             .inner()
             .collect_storage_dependencies()

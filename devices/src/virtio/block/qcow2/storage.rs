@@ -30,6 +30,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
 use super::header::{Header, refcount_blocks};
+use crate::virtio::buffers::NOTHING;
 
 /// Bytes of an entry of a table.
 const ENTRY: usize = 8;
@@ -49,6 +50,8 @@ pub struct ImageFile {
     tables: File,
     /// The guest's data: the same file, perhaps past the page cache.
     data: File,
+    /// Bytes that are read and written at least, past the page cache.
+    unit: u64,
     helper: CommonStorageHelper,
     order: Mutex<Order>,
     /// A sync has failed: what was written before may be lost.
@@ -82,20 +85,21 @@ pub enum Written {
 
 impl ImageFile {
     /// The file of an image without tables, which is only read.
-    pub fn plain(tables: File, data: File) -> Self {
+    pub fn plain(tables: File, data: File, unit: u64) -> Self {
         let nowhere = 0..0;
-        Self::new(tables, data, 1, (nowhere.clone(), nowhere), HashSet::new())
+        let places = (nowhere.clone(), nowhere);
+        Self::new(tables, (data, unit), 1, places, HashSet::new())
     }
 
     /// The file of a qcow2 image.
-    pub fn qcow2(tables: File, data: File, header: &Header, blocks: HashSet<u64>) -> Self {
+    pub fn qcow2(tables: File, data: (File, u64), header: &Header, blocks: HashSet<u64>) -> Self {
         let places = (header.l1.clone(), header.refcounts.clone());
         Self::new(tables, data, header.cluster, places, blocks)
     }
 
     fn new(
         tables: File,
-        data: File,
+        (data, unit): (File, u64),
         cluster: u64,
         (l1, refcounts): (Range<u64>, Range<u64>),
         blocks: HashSet<u64>,
@@ -103,6 +107,7 @@ impl ImageFile {
         Self {
             tables,
             data,
+            unit,
             helper: CommonStorageHelper::default(),
             order: Mutex::new(Order {
                 cluster,
@@ -120,9 +125,13 @@ impl ImageFile {
         }
     }
 
-    /// The descriptor for the guest's data, open for as long as this is there.
-    pub fn data(&self) -> RawFd {
-        self.data.as_raw_fd()
+    /// The descriptor for the guest's data, open for as long as this is there: with the page cache where a
+    /// file that others are based on ends within what is read at least.
+    pub fn data(&self, offset: u64, length: u64) -> RawFd {
+        match offset.is_multiple_of(self.unit) && length.is_multiple_of(self.unit) {
+            true => self.data.as_raw_fd(),
+            false => self.tables.as_raw_fd(),
+        }
     }
 
     /// Whether entries are kept back.
@@ -237,6 +246,12 @@ impl ImageFile {
         }
     }
 
+    /// For tests: as if a sync had failed.
+    #[cfg(test)]
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
     /// For tests: begins to write down what is done, and gives what was until now.
     #[cfg(test)]
     pub fn take_journal(&self) -> Vec<Written> {
@@ -317,11 +332,11 @@ impl Storage for ImageFile {
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        const NOTHING: [u8; 64 << 10] = [0; 64 << 10];
+        let zeroes = NOTHING.bytes();
         let mut done = 0;
         while done < length {
-            let count = (length - done).min(NOTHING.len() as u64);
-            let bytes = NOTHING.get(..count as usize).unwrap_or_default();
+            let count = (length - done).min(zeroes.len() as u64);
+            let bytes = zeroes.get(..count as usize).unwrap_or_default();
             self.write_in_order(bytes, offset.saturating_add(done))?;
             done += count;
         }

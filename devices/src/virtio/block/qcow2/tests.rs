@@ -469,10 +469,8 @@ fn spoil(images: &[Vec<u8>]) {
         rlim_max: MOST,
     };
     // SAFETY: the kernel reads a limit.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) },
-        0
-    );
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+    assert_eq!(limited, 0);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     let room = Room::new(64 << 10);

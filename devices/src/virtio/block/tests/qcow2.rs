@@ -606,14 +606,12 @@ proptest! {
                 DISCARD => {
                     prop_assert_eq!(ask_of_range(&mut driver, DISCARD, (sector, count), 0), OK);
                     // What is read now may be anything that was there, or zeroes; it is the same from now on.
-                    let mut at = sector;
-                    for piece in model[range].chunks_mut(512) {
+                    for (at, piece) in (sector..).zip(model[range].chunks_mut(512)) {
                         let (status, _) = ask(&mut driver, IN, at, &[writable(DATA, 512)]);
                         prop_assert_eq!(status, OK);
                         let found = driver.bytes(DATA, 512);
                         prop_assert!(found == [0; 512] || found == piece);
                         piece.copy_from_slice(&found);
-                        at += 1;
                     }
                 }
                 _ => {
@@ -626,5 +624,55 @@ proptest! {
         drop(driver);
         check(&path, true);
         prop_assert!(bytes_of(&path) == model);
+    }
+}
+
+/// A base may end anywhere, also within what is read at least past the page cache.
+#[test]
+fn a_base_of_any_size_is_read_past_the_page_cache() {
+    for engine in ENGINES {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let mut model = pattern(7, 70_001);
+        std::fs::write(folder.path().join("base"), &model).unwrap();
+        let path = based(&folder, "top", "base", "raw");
+        let direct = ImageOptions {
+            direct: true,
+            ..qcow2(&path)
+        };
+        let image = match Image::open(&direct) {
+            Err(ImageError::Direct(_)) => return,
+            image => image.unwrap(),
+        };
+        // As QEMU counts: in whole sectors, the last of which is filled up.
+        model.resize(model.len().next_multiple_of(512), 0);
+        assert_eq!(image.capacity % 512, 0);
+        let length = image.capacity as usize;
+        let mut driver = started(image, engine);
+        assert!(read(&mut driver, 0, length) == model[..length]);
+        drop(driver);
+        check(&path, true);
+    }
+}
+
+/// Tables are synced in between, also when nobody asks for a flush: what fails there is told to who does.
+#[test]
+fn tables_that_could_not_be_synced_let_flushes_fail() {
+    for engine in ENGINES {
+        let (_folder, path) = created(&[]);
+        let image = Arc::new(Image::open(&qcow2(&path)).unwrap());
+        let parts = BlockParts {
+            image: Arc::clone(&image),
+            ..parts(Image::of_file(tempfile::tempfile().unwrap(), 512), engine)
+        };
+        let mut driver = Driver::new(Box::new(Block::new(parts)));
+        driver.start(0, 16);
+        write(&mut driver, 0, &[1; 512]);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, OK);
+        write(&mut driver, 0, &[2; 512]);
+        image.disk().unwrap().file().lose();
+        for _ in 0..2 {
+            assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        }
+        assert_eq!(read(&mut driver, 0, 512), [2; 512]);
     }
 }
