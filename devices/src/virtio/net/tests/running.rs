@@ -306,3 +306,13 @@ fn an_interface_that_cannot_be_attached_costs_the_device_until_it_can() {
     transmit(&mut driver, &frame(1, 60));
     assert_eq!(peer.wait(), frame(1, 60));
 }
+
+/// What was opened for all boots is closed when the last device of it is gone.
+#[test]
+fn nothing_is_kept_of_an_interface() {
+    let (mut driver, peer, backend) = started(0, 64);
+    transmit(&mut driver, &frame(1, 60));
+    peer.send(&frame(1, 60));
+    drop(driver);
+    assert_eq!(Arc::strong_count(&backend), 1);
+}
