@@ -115,7 +115,8 @@ def bootable(config):
             # There is one terminal, which only one of them can have.
             config[key] = {"mode": "Null" if mode == "Tty" else mode}
             if mode in ("File", "Socket"):
-                config[key][mode.lower()] = key
+                # A socket would be where a file is.
+                config[key][mode.lower()] = f"{key}.{mode.lower()}"
     return config
 
 

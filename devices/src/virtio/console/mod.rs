@@ -8,6 +8,8 @@
 
 mod backend;
 mod device;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod hostile;
 mod worker;
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ mod backend;
 mod connection;
 mod device;
 mod greeting;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod hostile;
 mod packet;
 mod ring;
 mod switch;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use self::machine::Machine;
 use self::program::Program;
 use super::Driver;
-use crate::virtio::{Device, block, rng};
+use crate::virtio::{Device, block, console, rng, vsock};
 
 /// Longer than any program takes, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -40,6 +40,8 @@ const DEVICES: &[(&str, Make)] = &[
     ("block_readonly", || {
         Box::new(block::hostile::Disk::readonly())
     }),
+    ("console", || Box::new(console::hostile::Host::new())),
+    ("vsock", || Box::new(vsock::hostile::Host::new())),
 ];
 
 /// A device under test with its host's side.

@@ -59,7 +59,7 @@ macro_rules! devices {
     };
 }
 
-devices!(rng, block, block_direct, block_readonly);
+devices!(rng, block, block_direct, block_readonly, console, vsock);
 
 proptest! {
     #[test]
