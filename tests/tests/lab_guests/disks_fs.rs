@@ -179,7 +179,7 @@ fn a_guest_boots_from_its_disk() -> Result<()> {
         cat >/mnt/sbin/init <<'END'
 #!/bin/sh
 exec </dev/console >/dev/console 2>&1
-mount -t proc proc /proc
+/bin/busybox mount -t proc proc /proc
 echo '@@ begin root'
 grep ' / ' /proc/mounts
 echo '@@ end root 0'
