@@ -88,8 +88,8 @@ pub struct Ram {
     pub memory: Arc<GuestMemory>,
 }
 
-impl Ram {
-    pub fn new() -> Self {
+impl Default for Ram {
+    fn default() -> Self {
         let mapping = Mapping::new(RAM);
         let memory = Arc::new(GuestMemory::default());
         memory.map(&mapping.at(0)).unwrap();
@@ -219,7 +219,7 @@ fn message(vector: u16) -> u64 {
 impl Driver {
     /// Finds the device and turns it on, as far as PCI goes.
     pub fn new(device: Box<dyn Device>) -> Self {
-        let ram = Ram::new();
+        let ram = Ram::default();
         let space = FakeSpace::default();
         let sent = Sent::default();
         let vectors = device.queue_sizes().len() as u64 + 1;

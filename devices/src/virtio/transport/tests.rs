@@ -221,7 +221,7 @@ fn a_paused_device_stands_still() {
 #[test]
 fn memory_that_goes_is_waited_for() {
     use pci::DmaTarget as _;
-    let ram = Ram::new();
+    let ram = Ram::default();
     let kept = ram.memory.get();
     std::thread::scope(|scope| {
         let going = scope.spawn(|| ram.memory.unmap(0, crate::virtio::testing::RAM as u64));

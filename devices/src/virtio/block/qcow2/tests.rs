@@ -49,7 +49,7 @@ struct Room {
 
 impl Room {
     fn new(length: u64) -> Self {
-        let ram = Ram::new();
+        let ram = Ram::default();
         Self { ram, length }
     }
 
