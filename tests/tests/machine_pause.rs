@@ -23,7 +23,7 @@ use vmm::events::Events;
 use vmm::machine::{Consoles, Control, Ending, Host, Lent, Machine, Payload, prepare_kicks};
 use vmm::passthrough::Passthrough;
 use vmm::plan::Plan;
-use vmm::virtio::Backends;
+use vmm::virtio::{Backends, GivenTaps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::signal::{SIGRTMIN, block_signal};
@@ -89,7 +89,7 @@ impl Guest {
             &mut payload,
             &Lent {
                 passthrough: &passthrough,
-                backends: &Backends::open(&config).unwrap(),
+                backends: &Backends::open(&config, &GivenTaps::default()).unwrap(),
                 consoles: &consoles,
             },
             &control,
