@@ -107,11 +107,16 @@ def bootable(config):
     config["net"] = None
     if isinstance(config.get("rng"), dict):
         config["rng"] = dict(config["rng"], src="/dev/urandom")
-    if isinstance(config.get("serial"), dict):
-        mode = config["serial"]["mode"]
-        config["serial"] = {"mode": mode}
-        if mode in ("File", "Socket"):
-            config["serial"][mode.lower()] = "serial"
+    if isinstance(config.get("vsock"), dict):
+        config["vsock"] = dict(config["vsock"], socket="vsock")
+    for key in ("serial", "console"):
+        if isinstance(config.get(key), dict):
+            mode = config[key]["mode"]
+            # There is one terminal, which only one of them can have.
+            config[key] = {"mode": "Null" if mode == "Tty" else mode}
+            if mode in ("File", "Socket"):
+                # A socket would be where a file is.
+                config[key][mode.lower()] = f"{key}.{mode.lower()}"
     return config
 
 

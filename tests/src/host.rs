@@ -11,6 +11,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// A folder for each guest (Linux, virt/kvm/kvm_main.c).
+const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
+/// KVM's counter of accesses to memory that no memory is behind, which it has left to the VMM.
+pub const ACCESSES_TO_VMM: &str = if cfg!(target_arch = "x86_64") {
+    "mmio_exits"
+} else {
+    "mmio_exit_user"
+};
 /// The pool is one for all tests of a process.
 static POOL: Mutex<()> = Mutex::new(());
 
@@ -171,6 +179,26 @@ pub struct Usage {
     pub guest_ram: u64,
     /// Bytes resident that are not guest RAM.
     pub own_memory: u64,
+}
+
+/// What KVM has counted for the guest of VMM `pid`, by the name of a file in debugfs. Only root can tell.
+///
+/// # Errors
+/// The process is gone, or KVM does not count that.
+pub fn kvm_counter(pid: u32, name: &str) -> Result<u64> {
+    let prefix = format!("{pid}-");
+    let folders = fs::read_dir(KVM_COUNTERS).context("KVM's counters cannot be read")?;
+    let mut folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
+    let folder = folders.find(|path| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(&prefix)
+    });
+    let folder = folder.with_context(|| format!("no guest of {pid} in {KVM_COUNTERS}"))?;
+    let path = folder.join(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{name} is {text:?}"))
 }
 
 /// What VMM `pid` uses.

@@ -1,6 +1,6 @@
 //! The guest's user space: busybox and a test's shell script.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -27,6 +27,8 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
 pub struct Initramfs {
     script: String,
     modules: Vec<String>,
+    /// Names, and where they are.
+    programs: Vec<(String, fn(&Lab, &str) -> PathBuf)>,
     drivers: bool,
 }
 
@@ -36,6 +38,7 @@ impl Initramfs {
         Self {
             script: format!("{script}\n"),
             modules: Vec::new(),
+            programs: Vec::new(),
             drivers: false,
         }
     }
@@ -43,6 +46,19 @@ impl Initramfs {
     /// Adds a kernel module of `tests/modules`, which the script finds as `/lib/<name>.ko`.
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Adds a program of `tests/programs`, which the script finds as `/bin/<name>`.
+    pub fn program(mut self, name: &str) -> Self {
+        self.programs.push((name.to_owned(), Lab::guest_program));
+        self
+    }
+
+    /// Adds a program that was built with the VMM, statically linked, which the script finds as
+    /// `/bin/<name>`.
+    pub fn binary(mut self, name: &str) -> Self {
+        self.programs.push((name.to_owned(), Lab::program));
         self
     }
 
@@ -80,6 +96,10 @@ impl Initramfs {
         archive.file("/test.sh", 0o644, self.script.as_bytes());
         for name in &self.modules {
             archive.file(&format!("/lib/{name}.ko"), 0o644, &read(&lab.module(name))?);
+        }
+        for (name, place) in &self.programs {
+            let program = read(&place(&lab, name))?;
+            archive.file(&format!("/bin/{name}"), 0o755, &program);
         }
         let mut bytes = archive.finish();
         if self.drivers {

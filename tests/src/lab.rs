@@ -57,6 +57,11 @@ impl Lab {
         self.modules.join(format!("{name}.ko"))
     }
 
+    /// A program for guests: one of `tests/programs`, which needs no libraries.
+    pub fn guest_program(&self, name: &str) -> PathBuf {
+        self.modules.join(name)
+    }
+
     /// A program of this crate that tests start: one that is not called `lab_*`.
     pub fn helper(&self, name: &str) -> PathBuf {
         self.helpers.join(name)
@@ -69,6 +74,11 @@ impl Lab {
         } else {
             "vmlinuz"
         })
+    }
+
+    /// Whether this is the developer's own machine, and not an emulated host.
+    pub fn is_direct(&self) -> bool {
+        self.slowdown == 1
     }
 
     /// `time` on hardware, as long as it takes here.

@@ -22,20 +22,24 @@ mod linux;
 mod output;
 pub mod passthrough;
 pub mod probe;
+pub mod qcow2;
 mod report;
 mod shared_card;
 mod signals;
+mod summary;
 pub mod tap;
 mod vmm;
 
 pub use coherent_device::CoherentDevice;
 pub use forward::Forward;
 pub use host::{
-    Hugepages, Mapping, Placement, Usage, mappings, placements, threads, usage, vcpu_affinity,
+    ACCESSES_TO_VMM, Hugepages, Mapping, Placement, Usage, kvm_counter, mappings, placements,
+    threads, usage, vcpu_affinity,
 };
 pub use initramfs::{CMDLINE, Initramfs};
 pub use lab::Lab;
 pub use linux::Linux;
 pub use report::{Report, SharedReport};
 pub use shared_card::SharedCard;
+pub use summary::Summary;
 pub use vmm::{Outcome, RunningVmm, Vmm};

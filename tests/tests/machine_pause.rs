@@ -89,7 +89,7 @@ impl Guest {
             &mut payload,
             &Lent {
                 passthrough: &passthrough,
-                backends: &Backends::open(&config, &GivenTaps::default()).unwrap(),
+                backends: &Backends::open(&config, None, &GivenTaps::default()).unwrap(),
                 consoles: &consoles,
             },
             &control,
@@ -317,6 +317,7 @@ fn a_vcpu_that_does_not_stop_is_named_and_the_guest_runs_on() {
     let consoles = Consoles {
         serial: Some(backend.port()),
         debug: None,
+        virtio: None,
     };
     let guest = thread::spawn(|| {
         // Threads inherit what is blocked.
@@ -482,6 +483,7 @@ fn a_guest_that_waits_for_the_reader_of_its_console_can_be_paused() {
     let consoles = Consoles {
         serial: Some(backend.port()),
         debug: None,
+        virtio: None,
     };
     let guest = Guest::start_with(1, "chatter", consoles);
     let mut text = String::new();
@@ -520,6 +522,7 @@ fn what_a_vcpu_could_not_print_before_a_pause_comes_after_it() {
     let mut consoles = Consoles {
         serial: Some(backend.port()),
         debug: None,
+        virtio: None,
     };
     // Leaves room for all that the guest says but for its last byte.
     std::io::Write::write_all(consoles.serial.as_mut().unwrap(), &[b'.'; PIPE - 20]).unwrap();

@@ -285,8 +285,8 @@ impl Lent {
             passthrough.set_names(pci);
         }
         warn(config, &plan);
-        let backends = Backends::open(config, taps)?;
         let (consoles, ends) = consoles::open(config)?;
+        let backends = Backends::open(config, consoles.consoles.virtio.as_ref(), taps)?;
         let mut subscribers: Vec<Subscriber> = Vec::new();
         for backend in ends {
             subscribers.push(Arc::new(Mutex::new(backend)));

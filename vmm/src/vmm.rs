@@ -259,7 +259,7 @@ impl Vmm {
         let vm = self.created()?;
         addition.check(vm.state())?;
         let mut config = vm.config().clone();
-        let tap = addition.add_to(&mut config);
+        let tap = addition.add_to(&mut config)?;
         change(vm, config)?;
         if let Some(tap) = tap {
             vm.keep_tap(tap);

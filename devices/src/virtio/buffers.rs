@@ -20,9 +20,16 @@ const ZEROES: usize = 64 << 10;
 
 /// Zeroes for the host to read, aligned as direct I/O needs it.
 #[repr(align(4096))]
-struct Zeroes([u8; ZEROES]);
+pub struct Zeroes([u8; ZEROES]);
 
-static NOTHING: Zeroes = Zeroes([0; ZEROES]);
+pub static NOTHING: Zeroes = Zeroes([0; ZEROES]);
+
+impl Zeroes {
+    /// All of them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// A part of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +119,8 @@ pub fn add(list: &mut Vec<iovec>, memory: &Memory, part: Part, permissions: Perm
 #[derive(Default)]
 pub struct Buffers {
     list: Vec<iovec>,
+    /// The next ones, where they are more than what is to be moved.
+    part: Vec<iovec>,
     /// The first that is not done.
     at: usize,
     /// What guest memory the buffers are in.
@@ -165,6 +174,51 @@ impl Buffers {
         let rest = self.list.get(self.at..).unwrap_or_default();
         // At most 1024.
         (rest.as_ptr(), rest.len().min(MOST) as u32)
+    }
+
+    /// What the host is given next, of so many bytes at most. There until this is changed.
+    pub fn next_of(&mut self, bytes: u64) -> (*const iovec, u32) {
+        let rest = self.list.get(self.at..).unwrap_or_default();
+        let rest = rest.get(..rest.len().min(MOST)).unwrap_or_default();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.part.clear();
+        for buffer in rest {
+            let iov_len = buffer.iov_len.min(left);
+            if iov_len == 0 {
+                break;
+            }
+            left -= iov_len;
+            self.part.push(iovec { iov_len, ..*buffer });
+        }
+        // At most 1024.
+        (self.part.as_ptr(), self.part.len() as u32)
+    }
+
+    /// Puts zeroes into the next bytes, and goes on behind them.
+    pub fn fill(&mut self, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.each(bytes, |slice, _| {
+            let mut done = 0;
+            while done < slice.len() {
+                let count = (slice.len() - done).min(ZEROES);
+                let zeroes = NOTHING.0.get(..count).unwrap_or_default();
+                if let Ok(part) = slice.subslice(done, count) {
+                    part.copy_from(zeroes);
+                }
+                done += count;
+            }
+        });
+        self.advance(bytes);
+    }
+
+    /// Puts bytes into the next ones, and goes on behind them.
+    pub fn give(&mut self, bytes: &[u8]) {
+        self.each(bytes.len(), |slice, at| {
+            if let Some(bytes) = bytes.get(at..at + slice.len()) {
+                slice.copy_from(bytes);
+            }
+        });
+        self.advance(bytes.len());
     }
 
     /// Whether all addresses and lengths are multiples of these powers of two.

@@ -9,6 +9,7 @@
 //! | `queue` | a queue, from the device's side |
 //! | `rate_limiter` | how much devices may move |
 //! | `buffers` | parts of guest memory, as the host is given them |
+//! | `complaints` | lines of the log, of which a guest cannot make a flood |
 //! | `memory` | guest memory as devices reach it: RAM, and memory of passed-through devices |
 //!
 //! Each device has a folder: `device.rs` is what it offers, `worker.rs` what it does, `backend.rs` the
@@ -16,16 +17,21 @@
 
 pub mod block;
 mod buffers;
+mod complaints;
+pub mod console;
 mod memory;
 pub mod net;
 mod queue;
 pub mod rate_limiter;
 pub mod rng;
 mod transport;
+pub mod vsock;
 mod worker;
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "testing")))]
 mod testing;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::io;
 use std::sync::Arc;
@@ -62,6 +68,9 @@ pub enum Fault {
     /// The host fails.
     #[error("the host cannot go on")]
     Host(#[from] io::Error),
+    /// The device itself is wrong.
+    #[error("its thread panicked")]
+    Panicked,
 }
 
 /// What a device's own registers say. Accesses come from the guest: any offset, any width.

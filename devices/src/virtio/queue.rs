@@ -15,6 +15,9 @@ pub type Chain = DescriptorChain<Arc<Memory>>;
 /// No interrupt (section 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
 
+/// Requests after which a thread looks whether it is to do something else.
+const ROUND: usize = 1024;
+
 /// Sends message-signalled interrupts by their numbers.
 pub trait Signal: Send + Sync {
     /// Sends one, if it is there and on.
@@ -92,8 +95,8 @@ impl VirtQueue {
         self.memory.get()
     }
 
-    /// Serves everything that is available: `serve` does a request and returns how many bytes it has
-    /// written into it.
+    /// Serves what is available: `serve` does a request and returns how many bytes it has written into
+    /// it. A driver that always has more does not keep the thread: after a round it is told again.
     ///
     /// # Errors
     /// The driver has broken the rules, or what `serve` says.
@@ -102,14 +105,24 @@ impl VirtQueue {
         mut serve: impl FnMut(Chain) -> Result<u32, Fault>,
     ) -> Result<(), Fault> {
         let memory = self.memory();
+        let mut left = ROUND;
         loop {
             self.be_quiet(&memory)?;
-            while let Some(chain) = self.pop(&memory)? {
+            while left > 0 {
+                let Some(chain) = self.pop(&memory)? else {
+                    break;
+                };
+                left -= 1;
                 let head = chain.head_index();
                 let written = serve(chain)?;
                 self.push(&memory, head, written)?;
             }
             self.notify(&memory)?;
+            if left == 0 {
+                // A full counter is as good.
+                let _ = self.kick.write(1);
+                return Ok(());
+            }
             if !self.wait(&memory)? {
                 return Ok(());
             }

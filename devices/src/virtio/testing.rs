@@ -1,6 +1,12 @@
 //! A machine and a driver for tests: memory, a PCI function that is reached through its BAR as guests
 //! reach it, and queues that are filled by hand, rightly or wrongly.
 #![expect(unsafe_code, reason = "maps memory for guests")]
+#![cfg_attr(
+    feature = "testing",
+    expect(missing_docs, reason = "most are named as what the specification has")
+)]
+
+pub mod hostile;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,40 +30,76 @@ const BAR: u64 = 0x1_0000_0000;
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Anonymous memory that goes with it.
+/// Anonymous memory, with a page on each side that nobody may touch.
+struct Mapping {
+    whole: *mut u8,
+    bytes: usize,
+}
+
+/// Bytes of the pages beside it.
+const GUARD: usize = 64 << 10;
+
+// SAFETY: it owns what its address names, and gives it away as a number and by copies alone.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(bytes: usize) -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, that nobody else has.
+        let whole =
+            unsafe { libc::mmap(null_mut(), bytes + 2 * GUARD, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(whole, libc::MAP_FAILED);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a part of the mapping of before.
+        let opened = unsafe { libc::mprotect(whole.wrapping_byte_add(GUARD), bytes, protection) };
+        assert_eq!(opened, 0);
+        Self {
+            whole: whole.cast(),
+            bytes,
+        }
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.whole.wrapping_byte_add(GUARD)
+    }
+
+    /// What a device reaches of it from `gpa` on.
+    fn at(&self, gpa: u64) -> DmaArea {
+        DmaArea {
+            gpa,
+            size: self.bytes as u64,
+            host_address: self.address() as usize,
+            file: None,
+            writable: true,
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody reaches it any more.
+        unsafe { libc::munmap(self.whole.cast(), self.bytes + 2 * GUARD) };
+    }
+}
+
+/// Memory that goes with it.
 pub struct Ram {
-    address: *mut u8,
+    mapping: Mapping,
     pub memory: Arc<GuestMemory>,
 }
 
 impl Ram {
     pub fn new() -> Self {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping, that nobody else has.
-        let address = unsafe { libc::mmap(null_mut(), RAM, protection, flags, -1, 0) };
-        assert_ne!(address, libc::MAP_FAILED);
+        let mapping = Mapping::new(RAM);
         let memory = Arc::new(GuestMemory::default());
-        let area = DmaArea {
-            gpa: 0,
-            size: RAM as u64,
-            host_address: address as usize,
-            file: None,
-            writable: true,
-        };
-        memory.map(&area).unwrap();
-        Self {
-            address: address.cast(),
-            memory,
-        }
+        memory.map(&mapping.at(0)).unwrap();
+        Self { mapping, memory }
     }
 }
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        self.memory.unmap(0, RAM as u64).unwrap();
-        // SAFETY: mapped by `new`, and nobody reaches it any more.
-        unsafe { libc::munmap(self.address.cast(), RAM) };
+        self.memory.unmap(0, self.mapping.bytes as u64).unwrap();
     }
 }
 
@@ -99,33 +141,39 @@ impl PlacedRegion for FakePlace {
     }
 }
 
+/// Events of vectors, by the addresses of their messages, which are the test's own.
+type Sent = Arc<Mutex<BTreeMap<u64, EventFd>>>;
+
 /// Message-signalled interrupts that are counted.
 #[derive(Default)]
-pub struct FakeMsi;
+pub struct FakeMsi(Sent);
 
-struct FakeVector(EventFd);
+struct FakeVector {
+    event: EventFd,
+    sent: Sent,
+}
 
 impl MsiVector for FakeVector {
     fn event(&self) -> &EventFd {
-        &self.0
+        &self.event
     }
 
     fn set_message(&self, message: Option<MsiMessage>) -> io::Result<()> {
         if let Some(message) = message {
-            let mut vectors = SENT.lock().unwrap();
+            let mut vectors = self.sent.lock().unwrap();
             // Tests know vectors by what they have put in the message.
-            vectors.insert(message.address, self.0.try_clone()?);
+            vectors.insert(message.address, self.event.try_clone()?);
         }
         Ok(())
     }
 }
 
-/// Events of vectors, by the addresses of their messages, which are the test's own.
-static SENT: Mutex<BTreeMap<u64, EventFd>> = Mutex::new(BTreeMap::new());
-
 impl MsiSource for FakeMsi {
     fn vector(&self, _: Bdf) -> io::Result<Arc<dyn MsiVector>> {
-        Ok(Arc::new(FakeVector(EventFd::new(EFD_NONBLOCK)?)))
+        Ok(Arc::new(FakeVector {
+            event: EventFd::new(EFD_NONBLOCK)?,
+            sent: Arc::clone(&self.0),
+        }))
     }
 }
 
@@ -155,7 +203,7 @@ pub struct Driver {
     region: Arc<dyn Region>,
     pub ram: Ram,
     pub queues: Vec<DriverQueue>,
-    messages: u64,
+    sent: Sent,
 }
 
 /// Offsets in the BAR.
@@ -163,12 +211,17 @@ const ISR: u64 = 0x1000;
 const NOTIFY: u64 = 0x3000;
 const TABLE: u64 = 0x4000;
 
+/// Where the message of a vector goes.
+fn message(vector: u16) -> u64 {
+    0xfee0_0000 + u64::from(vector) * 16
+}
+
 impl Driver {
     /// Finds the device and turns it on, as far as PCI goes.
     pub fn new(device: Box<dyn Device>) -> Self {
-        static NEXT: Mutex<u64> = Mutex::new(0xfee0_0000);
         let ram = Ram::new();
         let space = FakeSpace::default();
+        let sent = Sent::default();
         let vectors = device.queue_sizes().len() as u64 + 1;
         let function = VirtioFunction::new(VirtioParts {
             id: "under test".to_owned(),
@@ -187,26 +240,23 @@ impl Driver {
             },
             address: BAR,
             space: &space,
-            msi: Arc::new(FakeMsi),
+            msi: Arc::new(FakeMsi(Arc::clone(&sent))),
             memory: Arc::clone(&ram.memory),
         })
         .unwrap();
         // Memory decoding and bus mastering.
         function.write_config(4, &6_u16.to_le_bytes());
         let region = space.0.lock().unwrap().get(&BAR).cloned().unwrap();
-        let mut next = NEXT.lock().unwrap();
-        let messages = *next;
-        *next += vectors * 16;
         let driver = Self {
             function,
             region,
             ram,
             queues: Vec::new(),
-            messages,
+            sent,
         };
         for vector in 0..vectors {
             let entry = TABLE + vector * 16;
-            driver.write(entry, &driver.message(vector as u16).to_le_bytes());
+            driver.write(entry, &message(vector as u16).to_le_bytes());
             driver.write(entry + 12, &0_u32.to_le_bytes());
         }
         let msix = driver.capability(0x11).unwrap();
@@ -214,10 +264,6 @@ impl Driver {
             .function
             .write_config(msix + 2, &0x8000_u16.to_le_bytes());
         driver
-    }
-
-    fn message(&self, vector: u16) -> u64 {
-        self.messages + u64::from(vector) * 16
     }
 
     /// Where a capability lies in configuration space.
@@ -419,8 +465,8 @@ impl Driver {
 
     /// How often the interrupt of a vector was sent since this was last called.
     pub fn interrupts(&self, vector: u16) -> u64 {
-        let sent = SENT.lock().unwrap();
-        let event = sent.get(&self.message(vector));
+        let sent = self.sent.lock().unwrap();
+        let event = sent.get(&message(vector));
         event.and_then(|event| event.read().ok()).unwrap_or(0)
     }
 

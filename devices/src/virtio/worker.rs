@@ -268,10 +268,7 @@ fn run<H: Handler>(handler: &mut H, control: &Control, epoll: &Epoll, faults: &d
 /// Runs what may panic.
 fn caught(step: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
     let done = catch_unwind(AssertUnwindSafe(step));
-    done.unwrap_or_else(|_| {
-        let text = "the device's thread panicked";
-        Err(Fault::Host(io::Error::other(text)))
-    })
+    done.unwrap_or(Err(Fault::Panicked))
 }
 
 /// Waits until something is asked.

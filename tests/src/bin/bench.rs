@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ::tests::Summary;
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// The longest that a guest may take to start.
@@ -131,7 +132,7 @@ fn compare(options: &Options, machine: Machine) -> Result<()> {
 }
 
 fn print_row(name: &dyn fmt::Display, runs: &[Run]) {
-    let summary = |value: fn(&Run) -> f64| Summary::of(runs.iter().map(value).collect());
+    let summary = |value: fn(&Run) -> f64| Summary::of(runs.iter().map(value));
     let (start, memory) = (summary(|run| run.start), summary(|run| run.memory));
     println!("{name:18}{start:>34}{memory:>34}");
 }
@@ -150,37 +151,6 @@ impl Run {
             start: ours.start / other.start,
             memory: ours.memory / other.memory,
         }
-    }
-}
-
-/// Median and spread.
-struct Summary {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Summary {
-    /// Of at least one value.
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let (half, last) = (values.len() / 2, values.len() - 1);
-        Self {
-            median: (values[half] + values[last - half]) / 2.0,
-            least: values[0],
-            most: values[last],
-        }
-    }
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            median,
-            least,
-            most,
-        } = self;
-        f.pad(&format!("{median:.2} ({least:.2} to {most:.2})"))
     }
 }
 
@@ -304,14 +274,6 @@ impl Vmm {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        let summary = |values: &[f64]| Summary::of(values.to_vec()).to_string();
-        assert_eq!(summary(&[3.0, 1.0, 7.0]), "3.00 (1.00 to 7.00)");
-        assert_eq!(summary(&[4.0, 1.0, 2.0, 8.0]), "3.00 (1.00 to 8.00)");
-        assert_eq!(summary(&[5.0]), "5.00 (5.00 to 5.00)");
-    }
 
     #[test]
     fn options_are_read() {

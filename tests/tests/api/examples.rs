@@ -63,6 +63,10 @@ fn body(body: &str, server: &ApiServer, device: &CoherentDevice) -> String {
             "/srv/data.img",
             &server.folder().join("disk").display().to_string(),
         )
+        .replace(
+            "/run/vm.vsock",
+            &server.folder().join("vsock").display().to_string(),
+        )
         .replace("/run/gpu.sock", &device.socket().display().to_string())
 }
 

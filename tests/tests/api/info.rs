@@ -50,7 +50,14 @@ fn the_serial_port_is_where_the_tree_says() {
     let names: Vec<&String> = devices.keys().collect();
     assert_eq!(
         names,
-        ["__acpi_sleep", "__ged", "__rng", "__rtc", "__serial"]
+        [
+            "__acpi_sleep",
+            "__console",
+            "__ged",
+            "__rng",
+            "__rtc",
+            "__serial"
+        ]
     );
     // No nodes were asked for, so the guest is told of none.
     assert_eq!(info.get("numa"), None);
@@ -58,7 +65,7 @@ fn the_serial_port_is_where_the_tree_says() {
 
 #[test]
 fn a_pseudo_terminal_is_named_while_it_is_there() {
-    for console in ["serial", "debug_console"] {
+    for console in ["serial", "debug_console", "console"] {
         let server = server(&[]);
         let mut body = machine(&server, "listen");
         body[console] = json!({"mode": "Pty"});
@@ -74,6 +81,23 @@ fn a_pseudo_terminal_is_named_while_it_is_there() {
         assert_eq!(server.info()["config"][console], open);
         server.act("vm.shutdown").expect(204);
         assert_eq!(server.info()["config"][console], asked);
+    }
+}
+
+/// What is not asked for is decided on when the virtual machine is created.
+#[test]
+fn a_console_that_nobody_asked_for_is_described() {
+    for (serial, mode) in [("Null", "Tty"), ("Tty", "Off")] {
+        let server = server(&[]);
+        let mut body = machine(&server, "listen");
+        body["serial"] = json!({"mode": serial});
+        server.put("vm.create", &body).expect(204);
+        assert_eq!(server.info()["config"]["console"]["mode"], mode);
+        server.act("vm.boot").expect(204);
+        let info = server.info();
+        assert_eq!(info["config"]["console"]["mode"], mode);
+        let node = &info["device_tree"]["__console"];
+        assert_eq!(node.is_object(), mode == "Tty", "{node}");
     }
 }
 
@@ -132,6 +156,7 @@ fn nodes(device: &CoherentDevice, words: &str, folder: &Path) -> Nodes {
             {"id": "far", "size": 32 * MIB, "shared": true},
         ]},
         "serial": {"mode": "File", "file": &console},
+        "console": {"mode": "Off"},
         "platform": {"num_pci_segments": 3, "system_uuid": "6b1f61a4-5a8e-4f36-9a0c-1f1b2f3a4b5c"},
         "numa": [
             {"guest_numa_id": 0, "cpus": [0, 1], "memory_zones": ["near"],

@@ -54,6 +54,7 @@ fn body(server: &ApiServer, route: &str) -> Option<Value> {
         "vm.add-user-device" => Some(json!({"socket": "/run/device"})),
         "vm.add-net" => Some(json!({"tap": "vmtap0"})),
         "vm.add-disk" => Some(json!({"path": "/run/disk"})),
+        "vm.add-vsock" => Some(json!({"cid": 3, "socket": "/run/vsock"})),
         "vm.remove-device" => Some(json!({"id": "gpu0"})),
         _ => None,
     }

@@ -2,21 +2,25 @@
 
 mod api;
 mod bad_input;
+mod console;
 mod cpus;
 mod device_loss;
 mod device_memory;
+mod disks_fs;
 mod late_memory;
 mod lifecycle;
 mod matrix;
 mod memory;
 mod net;
 mod numa;
+mod rate_limits;
 mod report;
 mod segments;
 mod serial;
 mod two_devices;
 mod virtio;
 mod virtio_disks;
+mod vsock;
 mod zones;
 
 use tests::{CMDLINE, Initramfs, Vmm};

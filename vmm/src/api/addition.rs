@@ -2,7 +2,7 @@
 
 use super::action::ActionError;
 use super::types::VmState;
-use crate::config::{DeviceConfig, DiskConfig, NetConfig, UserDeviceConfig, VmConfig};
+use crate::config::{DeviceConfig, DiskConfig, NetConfig, UserDeviceConfig, VmConfig, VsockConfig};
 use crate::virtio::GivenTap;
 
 /// A device that a virtual machine is to be given.
@@ -21,6 +21,8 @@ pub enum Addition {
         /// The tap that came with the request.
         tap: Option<GivenTap>,
     },
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
 }
 
 impl Addition {
@@ -42,6 +44,7 @@ impl Addition {
             ),
             Self::Disk(disk) => ("vm.add-disk", &disk.id, false),
             Self::Net { config, tap: _ } => ("vm.add-net", &config.id, false),
+            Self::Vsock(vsock) => ("vm.add-vsock", &vsock.id, false),
         };
         Err(match owns_nodes {
             true => ActionError::NodesAfterBoot {
@@ -55,16 +58,20 @@ impl Addition {
     ///
     /// # Returns
     /// A tap that has to be kept for it.
-    pub fn add_to(self, config: &mut VmConfig) -> Option<GivenTap> {
+    ///
+    /// # Errors
+    /// There is one already, and there cannot be another.
+    pub fn add_to(self, config: &mut VmConfig) -> Result<Option<GivenTap>, ActionError> {
         match self {
             Self::Device(device) => config.devices.push(device),
             Self::UserDevice(device) => config.user_devices.push(device),
             Self::Disk(disk) => config.disks.push(disk),
+            Self::Vsock(vsock) => config.add_vsock(vsock).map_err(ActionError::Config)?,
             Self::Net { config: net, tap } => {
                 config.net.push(net);
-                return tap;
+                return Ok(tap);
             }
         }
-        None
+        Ok(None)
     }
 }

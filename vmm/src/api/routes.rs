@@ -368,6 +368,13 @@ pub const ROUTES: [Route; 31] = [
     )
     .takes("NetConfig"),
     read(
+        "vm.add-vsock",
+        |body| add(body, Addition::Vsock),
+        Needs::NotBootedYet,
+        "Gives the virtual machine sockets between guest and host",
+    )
+    .takes("VsockConfig"),
+    read(
         "vm.remove-device",
         remove_device,
         Needs::NotBootedYet,
@@ -383,7 +390,6 @@ pub const ROUTES: [Route; 31] = [
         "Adds a virtio device in another process",
     ),
     not_yet("vm.add-pmem", "Adds persistent memory"),
-    not_yet("vm.add-vsock", "Adds a vsock device"),
     not_yet("vm.add-vdpa", "Adds a vDPA device"),
     not_yet("vm.snapshot", "Saves the virtual machine"),
     not_yet("vm.coredump", "Saves the guest's memory for a debugger"),

@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::error::{ConfigErrors, Problem};
+use super::spelling::Fallback;
 use super::target::{API_SOCKET, EVENT_MONITOR, Target, TargetOption};
 use super::tree::{self, Node};
 use super::{Place, SECTIONS, Section, VM, VmConfig, help, option_string, payload};
@@ -356,8 +357,11 @@ fn configuration(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Node {
             let name = format!("--{option}");
             let before = problems.len();
             let node = option_string::option(&name, text, spelling, problems);
-            // What is left of an item that is wrong would only be missed by more problems.
-            if matches!(place, Place::Field(_)) || problems.len() == before {
+            // What is left of an item that is wrong would only be missed by more problems, and so it is
+            // with an option that cannot do without some of its keys.
+            let mut keys = spelling.keys.iter();
+            let is_whole = keys.all(|key| key.default != Fallback::Required);
+            if problems.len() == before || matches!(place, Place::Field(_)) && is_whole {
                 nodes.push(node);
             }
         }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Problem;
-use super::schema::{self, HostPath, SocketPath};
+use super::places;
+use super::schema::{self, DeviceName, HostPath, SocketPath};
 use super::spelling::{Bare, Fallback, Key, NotYet, Spelling, Value, word};
 use super::validate::{path_fault, socket_fault};
 
@@ -43,26 +44,35 @@ pub const SERIAL: Spelling = Spelling {
 /// How `--console` is spelled.
 pub const CONSOLE: Spelling = Spelling {
     type_name: "ConsoleConfig",
-    about: "Virtio console; there is none yet, so off is all that can be asked for",
+    about: "Virtio console (virtio-console); off where --serial has the terminal or the guest no PCI, \
+            unless it is given",
     bare: Some(Bare {
         field: "mode",
-        words: &["off"],
-        default: "off",
+        words: &["off", "null", "tty", "pty"],
+        default: "tty",
     }),
-    keys: &[],
-    not_yet: &[
-        NotYet::option("null"),
-        NotYet::option("tty"),
-        NotYet::option("pty"),
-        NotYet::both("file"),
-        NotYet::both("socket"),
-        NotYet::both("iommu")
-            .unless_text("off")
-            .unless_json("false"),
-        NotYet::both("id"),
-        NotYet::both("pci_segment"),
-        NotYet::both("pci_device_id"),
+    keys: &[
+        Key::new(
+            "file",
+            "file",
+            Value::Typed("<path>"),
+            "write its output to a file",
+        )
+        .implies("file"),
+        Key::new(
+            "socket",
+            "socket",
+            Value::Typed("<path>"),
+            "listen on a Unix socket",
+        )
+        .implies("socket"),
+        places::ID.or(Fallback::Absent("__console")),
+        places::PCI_SEGMENT,
+        places::PCI_DEVICE_ID,
     ],
+    not_yet: &[NotYet::both("iommu")
+        .unless_text("off")
+        .unless_json("false")],
 };
 
 /// How `--debug-console` is spelled.
@@ -132,19 +142,46 @@ impl Default for SerialConfig {
     }
 }
 
-/// The virtio console; there is none yet, so `Off` is the only mode that passes validation.
+/// The virtio console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Where it is connected to.
-    #[schema(schema_with = schema::no_console)]
     pub mode: ConsoleMode,
+    /// The file of [`ConsoleMode::File`]; in what `vm.info` says, also that of
+    /// [`ConsoleMode::Pty`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HostPath>)]
+    pub file: Option<PathBuf>,
+    /// The socket of [`ConsoleMode::Socket`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SocketPath>)]
+    pub socket: Option<PathBuf>,
+    /// Its name; without it, it is `__console`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<DeviceName>)]
+    pub id: Option<String>,
+    /// The PCI segment that the guest finds it on.
+    #[serde(default)]
+    #[schema(default = u16::default, maximum = 95)]
+    pub pci_segment: u16,
+    /// Its device number there, 1 to 31, and 0 on segments other than 0; without it, any that is free
+    /// but 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 31)]
+    pub pci_device_id: Option<u8>,
 }
 
-impl Default for ConsoleConfig {
-    fn default() -> Self {
+impl ConsoleConfig {
+    /// One that is connected so, and has neither name nor place of its own.
+    pub(super) fn of(mode: ConsoleMode) -> Self {
         Self {
-            mode: ConsoleMode::Off,
+            mode,
+            file: None,
+            socket: None,
+            id: None,
+            pci_segment: 0,
+            pci_device_id: None,
         }
     }
 }
@@ -195,12 +232,39 @@ impl SerialConfig {
 }
 
 impl ConsoleConfig {
-    /// Adds what is wrong with it to `problems`.
-    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
-        let Self { mode } = self;
-        if *mode != ConsoleMode::Off {
-            problems.push(Problem::NotYet(format!("--console {mode}")));
+    /// Whether the guest has it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.mode != ConsoleMode::Off
+    }
+
+    /// The option that gave it, for messages.
+    pub(crate) fn option(&self) -> String {
+        match (self.mode, &self.file, &self.socket) {
+            (ConsoleMode::File, Some(path), _) => format!("--console file={}", path.display()),
+            (ConsoleMode::Socket, _, Some(path)) => format!("--console socket={}", path.display()),
+            (mode, ..) => format!("--console {mode}"),
         }
+    }
+
+    /// Adds what is wrong with it by itself to `problems`; its name and its place are for
+    /// [`places::validate`].
+    pub(super) fn validate(&self, problems: &mut Vec<Problem>) {
+        let Self {
+            mode,
+            file,
+            socket,
+            id,
+            pci_segment,
+            pci_device_id,
+        } = self;
+        let has_place = *pci_segment != 0 || pci_device_id.is_some();
+        if *mode == ConsoleMode::Off && (id.is_some() || has_place) {
+            let reason = "has neither name nor place; drop id=, pci_segment= and pci_device_id=";
+            problems.push(Problem::invalid("--console off", reason));
+        }
+        let file = (ConsoleMode::File, "file", file.as_deref());
+        let socket = (ConsoleMode::Socket, "socket", socket.as_deref());
+        check_paths("--console", *mode, &[file, socket], problems);
     }
 }
 

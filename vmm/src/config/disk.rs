@@ -75,7 +75,7 @@ pub const SPELLING: Spelling = Spelling {
             "rate_limit_group",
             "rate_limit_group",
             Value::Typed("<name>"),
-            "limits of a --rate-limit-group, instead of its own; not supported yet",
+            "limits of a --rate-limit-group, instead of its own",
         )
         .or(Fallback::Absent("none")),
         places::ID.or(Fallback::Absent("_disk0, _disk1 and so on")),
@@ -92,7 +92,7 @@ pub const SPELLING: Spelling = Spelling {
             "image_type",
             "image_type",
             Value::Typed("raw|qcow2"),
-            "what the image is, where qcow2 is not supported yet; where its first bytes have to tell, sector 0 of a raw one can only be \
+            "what the image is; where its first bytes have to tell, sector 0 of a raw one can only be \
              read, so that a guest cannot make it a qcow2 image that names files of the host",
         )
         .or(Fallback::Absent("what its first bytes say")),
@@ -100,7 +100,7 @@ pub const SPELLING: Spelling = Spelling {
             "backing_files",
             "backing_files",
             Value::Switch,
-            "open the files that a qcow2 image is based on; not supported yet",
+            "open the files that a qcow2 image is based on, which can be any that its header names",
         )
         .or(Fallback::Value("off")),
         Key::new(
@@ -288,7 +288,7 @@ impl DiskConfig {
             pci_segment: _,
             pci_device_id: _,
             queue_affinity: _,
-            backing_files,
+            backing_files: _,
             sparse: _,
             image_type,
             lock_granularity: _,
@@ -324,28 +324,11 @@ impl DiskConfig {
         {
             invalid(format!(",serial={serial}"), reason);
         }
-        let mut not_yet = |value: &str| {
-            problems.push(Problem::NotYet(format!("{option},{value}")));
-        };
         match image_type {
-            ImageType::Raw | ImageType::Unknown => {}
-            ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
-                not_yet(&format!("image_type={image_type}"));
+            ImageType::Raw | ImageType::Qcow2 | ImageType::Unknown => {}
+            ImageType::FixedVhd | ImageType::Vhdx => {
+                problems.push(Problem::NotYet(format!("{option},image_type={image_type}")));
             }
-        }
-        if *backing_files {
-            not_yet("backing_files=on");
-        }
-        if let Some(RateLimiterConfig { bandwidth, ops }) = rate_limiter_config {
-            if bandwidth.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("bw_size");
-            }
-            if ops.is_some_and(|bucket| bucket.is_limit()) {
-                not_yet("ops_size");
-            }
-        }
-        if rate_limit_group.is_some() {
-            not_yet("rate_limit_group");
         }
         self.validate_affinity(problems);
     }

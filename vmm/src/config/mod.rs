@@ -32,6 +32,7 @@ mod target;
 mod tree;
 mod user_device;
 mod validate;
+mod vsock;
 
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ pub use rng::RngConfig;
 pub use schema::complete_schema;
 pub use target::Target;
 pub use user_device::UserDeviceConfig;
+pub use vsock::VsockConfig;
 
 use spelling::{NotYet, Spelling};
 
@@ -85,10 +87,10 @@ pub struct VmConfig {
     #[serde(default)]
     #[schema(default = SerialConfig::default)]
     pub serial: SerialConfig,
-    /// The virtio console.
-    #[serde(default)]
-    #[schema(default = ConsoleConfig::default)]
-    pub console: ConsoleConfig,
+    /// The virtio console; without it the guest has one that is connected to the terminal, but none if
+    /// the serial port has the terminal or the guest has no PCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleConfig>,
     /// The debug console.
     #[serde(default)]
     #[schema(default = DebugConsoleConfig::default)]
@@ -119,6 +121,9 @@ pub struct VmConfig {
     /// no PCI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<RngConfig>,
+    /// Sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// PCI segments whose shares of the address space are not the same as those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pci_segments: Vec<PciSegmentConfig>,
@@ -135,10 +140,19 @@ impl VmConfig {
     }
 
     /// The same with the devices that every guest is given unless others were asked for, if it can
-    /// have any: a guest without PCI is given none.
+    /// have any: a guest without PCI is given none. A serial port that has the terminal keeps it.
     fn completed(mut self) -> Self {
         if self.platform.acpi {
             self.rng.get_or_insert_default();
+        }
+        if self.console.is_none() {
+            let can_be = self.platform.acpi
+                && self.serial.mode != ConsoleMode::Tty
+                && places::has_room(&self);
+            self.console = Some(ConsoleConfig::of(match can_be {
+                true => ConsoleMode::Tty,
+                false => ConsoleMode::Off,
+            }));
         }
         self
     }
@@ -194,6 +208,10 @@ impl FromOption for DiskConfig {
     const SPELLING: &'static Spelling = &disk::SPELLING;
 }
 
+impl FromOption for VsockConfig {
+    const SPELLING: &'static Spelling = &vsock::SPELLING;
+}
+
 impl FromOption for NetConfig {
     const SPELLING: &'static Spelling = &net::SPELLING;
 }
@@ -242,7 +260,7 @@ enum Place {
 }
 
 /// The options that have keys; [`payload::SPELLING`] has those that have none.
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     Section {
         option: "cpus",
         place: Place::Field("cpus"),
@@ -294,6 +312,11 @@ const SECTIONS: [Section; 15] = [
         spelling: &rng::SPELLING,
     },
     Section {
+        option: "vsock",
+        place: Place::Field("vsock"),
+        spelling: &vsock::SPELLING,
+    },
+    Section {
         option: "pci-segment",
         place: Place::List("pci_segments"),
         spelling: &pci_segment::SPELLING,
@@ -340,7 +363,6 @@ const VM: Spelling = Spelling {
         NotYet::option("seccomp").unless_text("false"),
         NotYet::both("tpm"),
         NotYet::both("vdpa"),
-        NotYet::both("vsock"),
         NotYet::both("watchdog").unless_json("false"),
     ],
 };

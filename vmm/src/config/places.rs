@@ -6,7 +6,10 @@ use std::fmt;
 use super::error::Problem;
 use super::spelling::{Fallback, Key, Value};
 use super::tree::MAX_PROBLEMS;
-use super::{DeviceConfig, DiskConfig, NetConfig, RngConfig, UserDeviceConfig, VmConfig};
+use super::{
+    ConsoleConfig, DeviceConfig, DiskConfig, NetConfig, RngConfig, UserDeviceConfig, VmConfig,
+    VsockConfig,
+};
 
 // These keys are the same for every kind of device; what an absent id means is not.
 pub(super) const ID: Key = Key::new(
@@ -38,7 +41,7 @@ pub const MAX_PCI_DEVICE_ID: u8 = 31;
 const MAX_ID: usize = 256;
 
 /// What generated names begin with: no other name may. Two underscores are the machine's own.
-const GENERATED: [&str; 4] = ["__", "_vfio", "_disk", "_net"];
+const GENERATED: [&str; 5] = ["__", "_vfio", "_disk", "_net", "_vsock"];
 
 /// How a device is called that was given no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +55,11 @@ enum Generated {
 impl VmConfig {
     /// Names of all devices that have a place on PCI: those of `devices`, then those of
     /// `user_devices`, then those of `disks` and of `net`, each in the order of its list, then that of
-    /// `rng`.
+    /// `rng`, that of `console` unless that is off, and that of `vsock`.
     ///
     /// A device without an id is `_vfio<n>`, `_vfio_user<n>`, `_disk<n>` or `_net<n>`, where `n` is its
-    /// position in its list, from 0, or the next number that is free; `rng` is `__rng`. Others cannot be called so: an
+    /// position in its list, from 0, or the next number that is free; `rng` is `__rng`, `console` is
+    /// `__console`, and `vsock` is `_vsock0`. Others cannot be called so: an
     /// id may begin as generated names do only if it has the form of a generated name of its own
     /// list, as it does in a configuration that names were filled into.
     pub fn device_ids(&self) -> Vec<String> {
@@ -86,6 +90,8 @@ impl VmConfig {
         self.disks.retain(|disk| is_other(&disk.id));
         self.net.retain(|net| is_other(&net.id));
         self.rng.take_if(|rng| !is_other(&rng.id));
+        self.console.take_if(|console| !is_other(&console.id));
+        self.vsock.take_if(|vsock| !is_other(&vsock.id));
         self.ids_mut().count() < before
     }
 
@@ -98,6 +104,13 @@ impl VmConfig {
             .chain(self.disks.iter_mut().map(|disk| &mut disk.id))
             .chain(self.net.iter_mut().map(|net| &mut net.id))
             .chain(self.rng.iter_mut().map(|rng| &mut rng.id))
+            .chain(
+                self.console
+                    .iter_mut()
+                    .filter(|console| console.is_there())
+                    .map(|console| &mut console.id),
+            )
+            .chain(self.vsock.iter_mut().map(|vsock| &mut vsock.id))
     }
 }
 
@@ -122,7 +135,6 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
         payload: _,
         serial: _,
         // None of these has a place on PCI.
-        console: _,
         debug_console: _,
         platform: _,
         numa: _,
@@ -132,14 +144,19 @@ pub(super) fn devices(config: &VmConfig) -> Vec<PciDevice<'_>> {
         disks,
         net,
         rng,
+        console,
+        vsock,
         pci_segments: _,
     } = config;
+    let console = console.iter().filter(|console| console.is_there());
     let devices = devices.iter().map(of_the_host);
     let mut devices: Vec<PciDevice<'_>> = devices
         .chain(user_devices.iter().map(of_a_process))
         .chain(disks.iter().map(of_disk))
         .chain(net.iter().map(of_net))
         .chain(rng.iter().map(of_entropy))
+        .chain(console.map(of_console))
+        .chain(vsock.iter().map(of_sockets))
         .collect();
     give_names(&mut devices);
     devices
@@ -261,6 +278,43 @@ fn of_entropy(rng: &RngConfig) -> PciDevice<'_> {
     }
 }
 
+fn of_console(console: &ConsoleConfig) -> PciDevice<'_> {
+    let ConsoleConfig {
+        mode: _,
+        file: _,
+        socket: _,
+        id,
+        pci_segment,
+        pci_device_id,
+    } = console;
+    PciDevice {
+        option: console.option(),
+        id: id.as_deref(),
+        name: String::new(),
+        generated: Generated::Alone("__console"),
+        pci_segment: *pci_segment,
+        pci_device_id: *pci_device_id,
+    }
+}
+
+fn of_sockets(vsock: &VsockConfig) -> PciDevice<'_> {
+    let VsockConfig {
+        cid: _,
+        socket: _,
+        id,
+        pci_segment,
+        pci_device_id,
+    } = vsock;
+    PciDevice {
+        option: vsock.option(),
+        id: id.as_deref(),
+        name: String::new(),
+        generated: Generated::Numbered("_vsock"),
+        pci_segment: *pci_segment,
+        pci_device_id: *pci_device_id,
+    }
+}
+
 /// Gives each device the name that it has in any case.
 fn give_names(devices: &mut [PciDevice<'_>]) {
     let taken: BTreeSet<&str> = devices.iter().filter_map(|device| device.id).collect();
@@ -358,6 +412,13 @@ impl fmt::Display for Generated {
             Self::Alone(name) => f.write_str(name),
         }
     }
+}
+
+/// Whether segment 0 has room for one more device.
+pub(super) fn has_room(config: &VmConfig) -> bool {
+    let devices = devices(config).into_iter();
+    let count = devices.filter(|device| device.pci_segment == 0).count();
+    count < usize::from(MAX_PCI_DEVICE_ID)
 }
 
 /// Our device trees have no PCI.

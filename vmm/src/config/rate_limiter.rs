@@ -15,7 +15,7 @@ pub(super) const BW_SIZE: Key = Key::new(
     "bw_size",
     "rate_limiter_config.bandwidth.size",
     Value::Size,
-    "bytes that may be moved in bw_refill_time, any number for 0; others are not supported yet",
+    "bytes that may be moved in bw_refill_time; 0 for any number",
 )
 .or(Fallback::RequiredInGroup);
 pub(super) const BW_ONE_TIME_BURST: Key = Key::new(
@@ -29,14 +29,14 @@ pub(super) const BW_REFILL_TIME: Key = Key::new(
     "bw_refill_time",
     "rate_limiter_config.bandwidth.refill_time",
     Value::Typed("<ms>"),
-    "milliseconds in which bw_size bytes may be moved",
+    "milliseconds in which bw_size bytes may be moved; 0 for no limit",
 )
 .or(Fallback::RequiredInGroup);
 pub(super) const OPS_SIZE: Key = Key::new(
     "ops_size",
     "rate_limiter_config.ops.size",
     Value::Typed("<count>"),
-    "requests that are carried out in ops_refill_time, any number for 0; others are not supported yet",
+    "requests that are carried out in ops_refill_time; 0 for any number",
 )
 .or(Fallback::RequiredInGroup);
 pub(super) const OPS_ONE_TIME_BURST: Key = Key::new(
@@ -50,14 +50,14 @@ pub(super) const OPS_REFILL_TIME: Key = Key::new(
     "ops_refill_time",
     "rate_limiter_config.ops.refill_time",
     Value::Typed("<ms>"),
-    "milliseconds in which ops_size requests are carried out",
+    "milliseconds in which ops_size requests are carried out; 0 for no limit",
 )
 .or(Fallback::RequiredInGroup);
 
 /// How `--rate-limit-group` is spelled.
 pub const SPELLING: Spelling = Spelling {
     type_name: "RateLimitGroupConfig",
-    about: "Limits that several disks share; not supported yet",
+    about: "Limits that several disks share",
     bare: None,
     keys: &[
         Key::new(
@@ -77,7 +77,8 @@ pub const SPELLING: Spelling = Spelling {
     not_yet: &[],
 };
 
-/// A token bucket: it is full at first, what is done takes tokens out, and it fills evenly.
+/// A token bucket: it is full at first, what is done takes tokens out, and it fills evenly. What
+/// takes more than it holds is done when it is full, and leaves a debt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
@@ -88,18 +89,6 @@ pub struct TokenBucket {
     pub one_time_burst: Option<u64>,
     /// Milliseconds in which an empty bucket fills. 0 is no limit.
     pub refill_time: u64,
-}
-
-impl TokenBucket {
-    /// Whether it keeps anybody waiting.
-    pub fn is_limit(&self) -> bool {
-        let Self {
-            size,
-            one_time_burst: _,
-            refill_time,
-        } = *self;
-        size > 0 && refill_time > 0
-    }
 }
 
 /// How much may be moved, in both directions together.
@@ -157,7 +146,6 @@ pub(super) fn validate(groups: &[RateLimitGroupConfig], problems: &mut Vec<Probl
             "limits nothing; give bw_size and bw_refill_time, or ops_size and ops_refill_time"
                 .to_owned()
         } else {
-            problems.push(Problem::NotYet(option));
             continue;
         };
         problems.push(Problem::invalid(option, reason));

@@ -53,7 +53,7 @@ texts! {
     /// A UUID.
     Uuid = 36 to Some(36), "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$";
     /// The name of a device, without control characters. Names that begin with `_vfio`,
-    /// `_disk`, `_net` or two underscores are given to devices that come without.
+    /// `_disk`, `_net`, `_vsock` or two underscores are given to devices that come without.
     DeviceName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
     /// The name of a group of limits, without control characters.
     GroupName = 1 to Some(256), r"^[^\u0000-\u001f\u007f-\u009f]*$";
@@ -99,11 +99,6 @@ impl PartialSchema for GuestNumaIds {
 }
 
 impl ToSchema for GuestNumaIds {}
-
-/// The modes of a console that is not there yet.
-pub(super) fn no_console() -> RefOr<Schema> {
-    modes(&[ConsoleMode::Off])
-}
 
 /// The modes of the debug console.
 pub(super) fn debug_console() -> RefOr<Schema> {

@@ -150,7 +150,21 @@ fn options_and_json_mean_the_same() {
     );
     same::<ConsoleConfig>(
         "console",
-        &[("off,iommu=off", r#"{"mode":"Off","iommu":false,"id":null}"#)],
+        &[
+            ("off,iommu=off", r#"{"mode":"Off","iommu":false,"id":null}"#),
+            ("null", r#"{"mode":"Null","pci_segment":0}"#),
+            ("tty,id=a", r#"{"mode":"Tty","file":null,"id":"a"}"#),
+            (
+                "pci_segment=2,pci_device_id=3",
+                r#"{"mode":"Tty","pci_segment":2,"pci_device_id":3}"#,
+            ),
+            ("pty", r#"{"mode":"Pty"}"#),
+            (
+                "file=\"/a,b\",id=a",
+                r#"{"mode":"File","file":"/a,b","id":"a"}"#,
+            ),
+            ("socket=/a=b", r#"{"mode":"Socket","socket":"/a=b"}"#),
+        ],
     );
     same::<DebugConsoleConfig>(
         "debug-console",
@@ -315,7 +329,8 @@ fn an_absent_option_is_the_same_as_one_that_spells_out_its_default() {
     assert_eq!(option("cpus", "boot=1"), Ok(CpusConfig::default()));
     assert_eq!(option("memory", "size=512M"), Ok(MemoryConfig::default()));
     assert_eq!(option("serial", "null"), Ok(SerialConfig::default()));
-    assert_eq!(option("console", "off"), Ok(ConsoleConfig::default()));
+    let console = ConsoleConfig::of(ConsoleMode::Tty);
+    assert_eq!(option("console", "tty"), Ok(console));
     assert_eq!(
         option("debug-console", "off"),
         Ok(DebugConsoleConfig::default())

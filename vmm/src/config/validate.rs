@@ -46,6 +46,7 @@ impl VmConfig {
             disks: _,
             net: _,
             rng,
+            vsock,
             pci_segments: _,
         } = self;
         let mut problems = Vec::new();
@@ -53,7 +54,9 @@ impl VmConfig {
         cpus.validate(&mut problems);
         memory.validate(&mut problems);
         serial.validate(&mut problems);
-        console.validate(&mut problems);
+        if let Some(console) = console {
+            console.validate(&mut problems);
+        }
         debug_console.validate(isa, &mut problems);
         platform.validate(isa, &mut problems);
         numa::validate(self, isa, &mut problems);
@@ -64,12 +67,24 @@ impl VmConfig {
         if let Some(rng) = rng {
             rng.validate(&mut problems);
         }
+        if let Some(vsock) = vsock {
+            vsock.validate(&mut problems);
+        }
         places::validate(self, &mut problems);
         device_nodes::validate(self, &mut problems);
         pci_segment::validate(self, &mut problems);
-        if serial.mode == ConsoleMode::Tty && debug_console.mode == ConsoleMode::Tty {
-            let reason = "--serial has the terminal already; connect one of them elsewhere";
-            problems.push(Problem::invalid("--debug-console tty", reason));
+        let reason = "--serial has the terminal already; connect one of them elsewhere";
+        if serial.mode == ConsoleMode::Tty {
+            if debug_console.mode == ConsoleMode::Tty {
+                problems.push(Problem::invalid("--debug-console tty", reason));
+            }
+            if console
+                .as_ref()
+                .is_some_and(|console| console.mode == ConsoleMode::Tty)
+            {
+                let reason = format!("{reason}: --console off or pty, say");
+                problems.push(Problem::invalid("--console tty", reason));
+            }
         }
         problems
     }

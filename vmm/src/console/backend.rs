@@ -1,8 +1,8 @@
 //! The host's end of a console, in the main event loop.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::file::{self, NewFile};
 use super::input::{Pump, Received};
 use super::output::Output;
 use super::pty::Pty;
+use super::screen::Screen;
 use super::socket::Listener;
 use super::tty::Stdin;
 use super::{ConsoleError, Mode, Port, terminal};
@@ -28,6 +29,8 @@ pub struct Backend {
     /// The descriptor that input comes from and, unless it is standard input, output goes to.
     link: Option<Link>,
     pump: Pump,
+    /// The terminal, if its size matters.
+    screen: Option<Screen>,
 }
 
 /// What a console is on the host, beyond the descriptor that input is read from.
@@ -99,7 +102,7 @@ impl Backend {
                 (Host::Socket(listener), Output::buffered(None), None)
             }
         };
-        Self::new(host, output, link)
+        Self::new(host, output, link, None)
     }
 
     /// Opens a console whose input nobody will ever take, such as the debug console's.
@@ -111,19 +114,58 @@ impl Backend {
     pub fn open_output(mode: &Mode) -> Result<Self, ConsoleError> {
         if *mode == Mode::Tty {
             let output = Output::direct(terminal::duplicate(io::stdout())?);
-            return Self::new(Host::Output, output, None);
+            return Self::new(Host::Output, output, None, None);
         }
         let backend = Self::open(mode)?;
         backend.port.attach(Arc::new(Discard));
         Ok(backend)
     }
 
-    fn new(host: Host, output: Output, link: Option<Link>) -> Result<Self, ConsoleError> {
+    /// Opens a console for a device that uses [`Port::offer`], and watches the size of the terminal if
+    /// it is one. Standard input is read only where it is a terminal: this console is there without being
+    /// asked for, and a pipe may be meant for somebody else.
+    ///
+    /// # Errors
+    /// As for [`Backend::open`].
+    pub fn open_for_queue(mode: &Mode) -> Result<Self, ConsoleError> {
+        match mode {
+            Mode::File(path) => {
+                let (file, new) = file::open(path)?;
+                Self::new(Host::File(new), Output::paced(file, true)?, None, None)
+            }
+            Mode::Tty => {
+                let screen = Screen::of_process()?;
+                let output = Output::paced(terminal::duplicate(io::stdout())?, false)?;
+                if !io::stdin().is_terminal() {
+                    return Self::new(Host::Output, output, None, screen);
+                }
+                let stdin = Stdin::open()?;
+                let link = Link::new(stdin.file.clone(), false);
+                Self::new(Host::Stdin(stdin), output, Some(link), screen)
+            }
+            Mode::Pty => {
+                let pty = Pty::open()?;
+                let screen = Screen::of_pty(pty.master.clone())?;
+                let link = Link::new(pty.master.clone(), true);
+                let output = Output::buffered(Some(pty.master.clone()));
+                Self::new(Host::Pty(pty), output, Some(link), Some(screen))
+            }
+            Mode::Null | Mode::Socket(_) => Self::open(mode),
+        }
+    }
+
+    fn new(
+        host: Host,
+        output: Output,
+        link: Option<Link>,
+        screen: Option<Screen>,
+    ) -> Result<Self, ConsoleError> {
         Ok(Self {
-            port: Port::new(output)?,
+            port: Port::new(output, screen.as_ref().map(Screen::size))?,
             host,
             link,
             pump: Pump::default(),
+            screen,
         })
     }
 
@@ -260,6 +302,20 @@ impl Backend {
         }
     }
 
+    /// Looks whether the terminal has another size: whenever something else is to be done, too, since
+    /// it may be its user who has done it.
+    fn on_screen(&mut self, fd: RawFd) {
+        let Some(screen) = &mut self.screen else {
+            return;
+        };
+        if screen.descriptor() == fd {
+            screen.take_event();
+        }
+        if let Some(size) = screen.look() {
+            self.port.resize(size);
+        }
+    }
+
     /// Clients wait: the newest takes the place of any earlier one.
     fn on_client(&mut self, ops: &mut EventOps) {
         while let Host::Socket(listener) = &self.host {
@@ -306,7 +362,9 @@ impl MutEventSubscriber for Backend {
             }) => Some(Events::new(&terminal.timer, EventSet::IN)),
             _ => None,
         };
-        for events in [Some(wake), host].into_iter().flatten() {
+        let screen = self.screen.as_ref();
+        let screen = screen.map(|screen| Events::new_raw(screen.descriptor(), EventSet::IN));
+        for events in [Some(wake), host, screen].into_iter().flatten() {
             if let Err(e) = ops.add(events) {
                 log::error!("cannot poll a console: {e}");
             }
@@ -317,6 +375,11 @@ impl MutEventSubscriber for Backend {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let fd = events.fd();
+        let screen = self.screen.as_ref().map(Screen::descriptor);
+        self.on_screen(fd);
+        if screen == Some(fd) {
+            return;
+        }
         if fd == self.port.shared.wake.as_raw_fd() {
             self.on_wake();
         } else if self.link.as_ref().is_some_and(|l| l.file.as_raw_fd() == fd) {

@@ -1,4 +1,4 @@
-//! The host side of serial ports and the debug console.
+//! The host side of serial ports, the debug console and the virtio console.
 //!
 //! A console has two ends. The [`Backend`] is the host's: it owns the terminal, pseudo-terminal,
 //! socket or file, and lives in the main event loop for as long as the process. The [`Port`] is
@@ -17,12 +17,18 @@
 //! Output that a pseudo-terminal's reader or a socket's client does not take, or that is written
 //! while there is none, goes to a backlog and is delivered once it is; beyond [`BACKLOG`] bytes the
 //! oldest are dropped.
+//!
+//! The virtio console has a queue, in which output waits while nobody reads standard output or a file,
+//! and a thread of its own writes to them ([`Backend::open_for_queue`]): its device is never kept
+//! waiting, and neither is who stops it.
 
 mod backend;
 mod file;
 mod input;
 mod output;
+mod paced;
 mod pty;
+mod screen;
 mod socket;
 pub mod terminal;
 mod tty;
@@ -35,6 +41,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use devices::virtio::console::Size;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -105,15 +112,24 @@ pub enum ConsoleError {
     /// No event descriptor.
     #[error("cannot create an event for the console")]
     Event(#[source] io::Error),
+    /// No thread.
+    #[error("cannot start a thread for the console")]
+    Thread(#[source] io::Error),
 }
 
-/// A device that takes console input.
+/// A device that takes console input, and what else concerns it.
 pub trait InputSink: Send + Sync {
     /// Takes as many of `bytes` as there is room for and returns their number. Never waits.
     ///
     /// A sink that takes fewer than it is offered calls [`Port::room_again`] once it has room; it
     /// is offered the rest then, and nothing before that.
     fn accept(&self, bytes: &[u8]) -> usize;
+
+    /// There is room for output again that [`Port::offer`] did not take. Called from any thread.
+    fn output_has_room(&self) {}
+
+    /// The terminal has another size.
+    fn resized(&self, _size: Size) {}
 }
 
 /// What the two ends of a console share.
@@ -126,6 +142,8 @@ struct Shared {
     held: AtomicBool,
     /// Where output goes.
     output: Output,
+    /// The size of the terminal, where it is watched.
+    size: Option<Mutex<Size>>,
 }
 
 /// The machine's end of a console.
@@ -138,7 +156,7 @@ pub struct Port {
 }
 
 impl Port {
-    fn new(output: Output) -> Result<Self, ConsoleError> {
+    fn new(output: Output, size: Option<Size>) -> Result<Self, ConsoleError> {
         let wake =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ConsoleError::Event)?;
         let shared = Shared {
@@ -146,10 +164,52 @@ impl Port {
             sink: Mutex::new(None),
             held: AtomicBool::new(false),
             output,
+            size: size.map(Mutex::new),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let shared = Arc::new(shared);
+        if let Output::Paced(paced) = &shared.output {
+            let port = Arc::downgrade(&shared);
+            paced.tell_of_room(Box::new(move || {
+                let sink = port.upgrade().and_then(|shared| lock(&shared.sink).clone());
+                if let Some(sink) = sink {
+                    sink.output_has_room();
+                }
+            }));
+        }
+        Ok(Self { shared })
+    }
+
+    /// Takes as many of `bytes` as there is room for, from the first on, and returns their number; the
+    /// sink is told once there is room for more. Never waits, if the console was opened with
+    /// [`Backend::open_for_queue`].
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        match &self.shared.output {
+            Output::Paced(paced) => paced.offer(bytes),
+            output => {
+                match output.write(bytes) {
+                    Ok(true) => self.wake(),
+                    Ok(false) => {}
+                    Err(error) => log::error!("the console's output is lost: {error}"),
+                }
+                bytes.len()
+            }
+        }
+    }
+
+    /// The size of the terminal, if the console is one and was opened with
+    /// [`Backend::open_for_queue`].
+    pub fn size(&self) -> Option<Size> {
+        self.shared.size.as_ref().map(|size| *lock(size))
+    }
+
+    fn resize(&self, to: Size) {
+        if let Some(size) = &self.shared.size {
+            *lock(size) = to;
+        }
+        let sink = lock(&self.shared.sink).clone();
+        if let Some(sink) = sink {
+            sink.resized(to);
+        }
     }
 
     /// Gives input to `sink` from now on, in place of any earlier one; input that the earlier one

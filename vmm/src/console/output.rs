@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::{BACKLOG, file, lock};
+use super::paced::Paced;
+use super::{BACKLOG, ConsoleError, file, lock};
 
 /// Pause before a write is tried again on a standard output that someone who shares it has made
 /// non-blocking and that is full.
@@ -22,6 +23,8 @@ pub(super) enum Output {
     Direct(Direct),
     /// To a non-blocking descriptor, by way of a backlog.
     Buffered(Mutex<Buffered>),
+    /// To a descriptor that a thread waits for.
+    Paced(Paced),
 }
 
 impl Output {
@@ -46,6 +49,12 @@ impl Output {
         })
     }
 
+    /// To a file that a thread writes to; its contents go when a machine is about to run if it is
+    /// `stale`.
+    pub(super) fn paced(file: File, stale: bool) -> Result<Self, ConsoleError> {
+        Paced::start(file, stale).map(Self::Paced)
+    }
+
     pub(super) fn buffered(file: Option<Arc<File>>) -> Self {
         Self::Buffered(Mutex::new(Buffered {
             file,
@@ -61,6 +70,14 @@ impl Output {
             Self::Discard => Ok(false),
             Self::Direct(direct) => direct.write(bytes).map(|()| false),
             Self::Buffered(buffered) => Ok(lock(buffered).write(bytes)),
+            Self::Paced(paced) => {
+                let taken = paced.offer(bytes);
+                match taken == bytes.len() {
+                    true => Ok(false),
+                    // Whoever can wait uses `Port::offer`.
+                    false => Err(ErrorKind::WouldBlock.into()),
+                }
+            }
         }
     }
 
@@ -89,33 +106,44 @@ impl Output {
     pub(super) fn settle(&self) -> io::Result<()> {
         match self {
             Self::Direct(direct) => direct.settle(),
-            Self::Discard | Self::Buffered(_) => Ok(()),
+            Self::Discard | Self::Buffered(_) | Self::Paced(_) => Ok(()),
         }
     }
 
     /// Makes writers wait again, after [`Output::hang_up`], and empties a stale file. What the last
     /// machine has left is dropped.
     pub(super) fn pick_up(&self) -> io::Result<()> {
-        if let Self::Direct(direct) = self {
-            *lock(&direct.left) = Left::default();
-            direct.closed.store(false, Ordering::Relaxed);
-            if direct.stale.swap(false, Ordering::Relaxed) {
-                file::truncate(&direct.file)?;
+        match self {
+            Self::Direct(direct) => {
+                *lock(&direct.left) = Left::default();
+                direct.closed.store(false, Ordering::Relaxed);
+                if direct.stale.swap(false, Ordering::Relaxed) {
+                    file::truncate(&direct.file)?;
+                }
+                Ok(())
             }
+            Self::Paced(paced) => paced.pick_up(),
+            Self::Discard | Self::Buffered(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether no machine has run that could have written anything.
     pub(super) fn is_stale(&self) -> bool {
-        matches!(self, Self::Direct(direct) if direct.stale.load(Ordering::Relaxed))
+        match self {
+            Self::Direct(direct) => direct.stale.load(Ordering::Relaxed),
+            Self::Paced(paced) => paced.is_stale(),
+            Self::Discard | Self::Buffered(_) => false,
+        }
     }
 
-    /// Drops all output from now on, the backlog included.
+    /// Drops all output from now on, the backlog included; what a thread has still to write it writes
+    /// first, as long as somebody reads.
     pub(super) fn close(&self) {
         self.hang_up();
-        if let Self::Buffered(buffered) = self {
-            lock(buffered).close();
+        match self {
+            Self::Buffered(buffered) => lock(buffered).close(),
+            Self::Paced(paced) => paced.close(),
+            Self::Discard | Self::Direct(_) => {}
         }
     }
 
@@ -137,7 +165,7 @@ impl Output {
     pub(super) fn has_backlog(&self) -> bool {
         match self {
             Self::Buffered(buffered) => !lock(buffered).backlog.is_empty(),
-            Self::Discard | Self::Direct(_) => false,
+            Self::Discard | Self::Direct(_) | Self::Paced(_) => false,
         }
     }
 }

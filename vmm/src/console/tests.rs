@@ -1,5 +1,6 @@
 //! Consoles on real pseudo-terminals, sockets and files, in a real event loop.
 
+mod queue;
 mod stdio;
 
 use std::collections::VecDeque;
@@ -499,7 +500,7 @@ fn hanging_up_frees_a_vcpu_that_nobody_reads() {
 
     let (_reader, writer) = io::pipe().unwrap();
     let output = Output::direct(File::from(OwnedFd::from(writer)));
-    let mut port = Port::new(output).unwrap();
+    let mut port = Port::new(output, None).unwrap();
     let vcpu = thread::spawn({
         let mut port = port.clone();
         move || port.write_all(&pattern(1 << 20)).unwrap()
@@ -523,7 +524,7 @@ fn a_held_console_keeps_no_vcpu_waiting_and_loses_nothing() {
 
     let (mut reader, writer) = io::pipe().unwrap();
     let output = Output::direct(File::from(OwnedFd::from(writer)));
-    let mut port = Port::new(output).unwrap();
+    let mut port = Port::new(output, None).unwrap();
     let bytes = pattern(1 << 20);
     let (half, rest) = bytes.split_at(1 << 19);
     let stages = Arc::new(AtomicUsize::new(0));

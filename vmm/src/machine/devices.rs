@@ -25,6 +25,8 @@ pub struct Consoles {
     pub serial: Option<Port>,
     /// Of the x86 debug console.
     pub debug: Option<Port>,
+    /// Of the virtio console.
+    pub virtio: Option<Port>,
 }
 
 impl Consoles {
@@ -59,7 +61,9 @@ impl Consoles {
     }
 
     fn ports(&self) -> impl Iterator<Item = &Port> {
-        [&self.serial, &self.debug].into_iter().flatten()
+        [&self.serial, &self.debug, &self.virtio]
+            .into_iter()
+            .flatten()
     }
 }
 

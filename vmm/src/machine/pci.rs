@@ -21,7 +21,7 @@ use super::isa::Interrupts;
 use super::memory::GuestRam;
 use super::msi::KvmMsiSource;
 use super::space::{FunctionSpace, GuestSpace, SpaceParts};
-use super::view::MemoryView;
+use super::view::{MemoryView, Reach};
 use super::{MachineError, kvm_error};
 use crate::passthrough::{OpenDevice, Passthrough, find_loss};
 use crate::plan::{
@@ -132,7 +132,8 @@ pub struct Connections<'a> {
 
 impl PciFunctions {
     /// Builds every segment and function of the plan, but those whose devices are lost: there the
-    /// guest finds nothing. `peer_to_peer` is whether devices reach each other's memory.
+    /// guest finds nothing. `peer_to_peer` is whether those that are passed through reach
+    /// each other's memory.
     pub fn build(
         plan: &Plan,
         passthrough: &Passthrough,
@@ -164,7 +165,6 @@ impl PciFunctions {
                 pio: Arc::downgrade(connections.pio),
                 view: Arc::clone(&view),
                 areas: Arc::clone(connections.areas),
-                peer_to_peer,
                 windows: vec![*mmio32, *mmio64],
                 ram_slots,
             }),
@@ -177,6 +177,10 @@ impl PciFunctions {
             memory: memory_for_virtio(&view, plan)?,
             connections,
         };
+        let reach = match peer_to_peer {
+            true => Reach::All,
+            false => Reach::Ram,
+        };
         let mut targets: Vec<*const ()> = Vec::new();
         for segment in segments {
             for function in &segment.functions {
@@ -185,7 +189,7 @@ impl PciFunctions {
                     // One container serves all devices of the host.
                     let target = Arc::as_ptr(&device.dma).cast::<()>();
                     if !targets.contains(&target) {
-                        unless_lost(device, add_target(&view, &function.id, &device.dma))?;
+                        unless_lost(device, add_target(&view, &function.id, &device.dma, reach))?;
                         targets.push(target);
                     }
                 }
@@ -283,13 +287,19 @@ fn memory_for_virtio(view: &MemoryView, plan: &Plan) -> Result<Arc<GuestMemory>,
     let first = functions.find(|function| matches!(function.source, FunctionSource::Virtio { .. }));
     if let Some(FunctionPlan { id, .. }) = first {
         let target: Arc<dyn DmaTarget> = Arc::clone(&memory) as _;
-        add_target(view, id, &target)?;
+        // Whether devices are kept from each other is about DMA, which these do not need.
+        add_target(view, id, &target, Reach::All)?;
     }
     Ok(memory)
 }
 
-fn add_target(view: &MemoryView, id: &str, device: &Arc<dyn DmaTarget>) -> Result<(), DeviceError> {
-    let added = view.add_target(Arc::clone(device));
+fn add_target(
+    view: &MemoryView,
+    id: &str,
+    device: &Arc<dyn DmaTarget>,
+    reach: Reach,
+) -> Result<(), DeviceError> {
+    let added = view.add_target(Arc::clone(device), reach);
     added.map_err(|source| DeviceError::Dma {
         id: id.to_owned(),
         source,

@@ -29,8 +29,6 @@ struct Inner {
     pio: Weak<Bus>,
     view: Arc<MemoryView>,
     areas: Arc<DeviceAreas>,
-    /// Whether devices may reach the memory of others.
-    peer_to_peer: bool,
     /// Where BARs may be: what host bridges pass on.
     windows: Vec<GpaRange>,
     notifications: Notifications,
@@ -49,8 +47,6 @@ pub struct SpaceParts {
     pub view: Arc<MemoryView>,
     /// What is mapped of devices.
     pub areas: Arc<DeviceAreas>,
-    /// Whether devices may reach the memory of others.
-    pub peer_to_peer: bool,
     /// Where memory BARs may be.
     pub windows: Vec<GpaRange>,
     /// Memory slots that RAM has.
@@ -66,7 +62,6 @@ impl GuestSpace {
             pio,
             view,
             areas,
-            peer_to_peer,
             windows,
             ram_slots,
         } = parts;
@@ -77,7 +72,6 @@ impl GuestSpace {
             pio,
             view,
             areas,
-            peer_to_peer,
             windows,
             slots: Mutex::new(Slots {
                 next: ram_slots,
@@ -333,17 +327,15 @@ impl Placed {
             place.slots.push((slot, gpa));
             let host_address = mapping.address() as u64 + area.offset;
             self.set_slot(slot, gpa, Some((area, host_address)))?;
-            if self.space.peer_to_peer {
-                let may_be_ram = self.has_nodes && area.size >= MEMORY_BLOCK;
-                let area = DmaArea {
-                    gpa,
-                    size: area.size,
-                    host_address: host_address as usize,
-                    file: shareable(&area.file).then(|| (Arc::clone(&area.file), area.file_offset)),
-                    writable: area.writable,
-                };
-                self.space.view.add(area, may_be_ram);
-            }
+            let may_be_ram = self.has_nodes && area.size >= MEMORY_BLOCK;
+            let area = DmaArea {
+                gpa,
+                size: area.size,
+                host_address: host_address as usize,
+                file: shareable(&area.file).then(|| (Arc::clone(&area.file), area.file_offset)),
+                writable: area.writable,
+            };
+            self.space.view.add(area, may_be_ram);
         }
         Ok(())
     }

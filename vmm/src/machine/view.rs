@@ -16,14 +16,26 @@ use crate::passthrough::{find_loss, is_same};
 /// Dropping it takes all memory away from all of them.
 pub struct MemoryView(Mutex<Inner>);
 
+/// What a device reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// RAM, and the memory of devices.
+    All,
+    /// RAM alone.
+    Ram,
+}
+
 struct Inner {
-    /// By first address. RAM stays, the rest comes and goes.
+    /// It stays.
+    ram: Vec<DmaArea>,
+    /// By first address: they come and go.
     areas: BTreeMap<u64, DmaArea>,
     targets: Vec<Target>,
 }
 
 struct Target {
     device: Arc<dyn DmaTarget>,
+    reach: Reach,
     /// First addresses and sizes of what it has.
     mapped: BTreeMap<u64, u64>,
 }
@@ -64,20 +76,29 @@ impl Drop for Target {
 impl MemoryView {
     /// RAM alone.
     pub fn new(ram: Vec<DmaArea>) -> Self {
-        let areas = ram.into_iter().map(|area| (area.gpa, area)).collect();
-        let targets = Vec::new();
-        Self(Mutex::new(Inner { areas, targets }))
+        Self(Mutex::new(Inner {
+            ram,
+            areas: BTreeMap::new(),
+            targets: Vec::new(),
+        }))
     }
 
-    /// Lets a device reach all memory, now and later.
+    /// Lets a device reach memory, now and later.
     ///
     /// # Errors
     /// It cannot reach some of what there is. It then reaches nothing.
-    pub fn add_target(&self, device: Arc<dyn DmaTarget>) -> io::Result<()> {
+    pub fn add_target(&self, device: Arc<dyn DmaTarget>, reach: Reach) -> io::Result<()> {
         let mut inner = self.lock();
         let mapped = BTreeMap::new();
-        let mut target = Target { device, mapped };
-        inner.areas.values().try_for_each(|area| target.map(area))?;
+        let mut target = Target {
+            device,
+            reach,
+            mapped,
+        };
+        inner.ram.iter().try_for_each(|area| target.map(area))?;
+        if reach == Reach::All {
+            inner.areas.values().try_for_each(|area| target.map(area))?;
+        }
         inner.targets.push(target);
         Ok(())
     }
@@ -99,7 +120,8 @@ impl MemoryView {
             true => log::Level::Warn,
             false => log::Level::Info,
         };
-        for target in &mut inner.targets {
+        let targets = inner.targets.iter_mut();
+        for target in targets.filter(|target| target.reach == Reach::All) {
             if let Err(error) = target.map(&area) {
                 log::log!(
                     level,
@@ -184,12 +206,12 @@ mod tests {
     fn devices_reach_ram_and_what_comes_and_goes() {
         let view = MemoryView::new(vec![area(0, 0x1000), area(0x10000, 0x2000)]);
         let (early, late) = (Arc::new(Device::default()), Arc::new(Device::default()));
-        view.add_target(early.clone()).unwrap();
+        view.add_target(early.clone(), Reach::All).unwrap();
         view.add(area(0x8000, 0x1000), false);
-        view.add_target(late.clone()).unwrap();
+        view.add_target(late.clone(), Reach::All).unwrap();
         assert_eq!(
             late.has(),
-            [(0, 0x1000), (0x8000, 0x1000), (0x10000, 0x2000)]
+            [(0, 0x1000), (0x10000, 0x2000), (0x8000, 0x1000)]
         );
         view.remove(0x8000);
         for device in [&early, &late] {
@@ -204,7 +226,7 @@ mod tests {
         let view = MemoryView::new(vec![area(0, 0x1000)]);
         let devices = [Arc::new(Device::default()), Arc::new(Device::default())];
         for device in &devices {
-            view.add_target(device.clone()).unwrap();
+            view.add_target(device.clone(), Reach::All).unwrap();
         }
         let first: Arc<dyn DmaTarget> = devices[0].clone();
         view.remove_target(&first);
@@ -217,7 +239,7 @@ mod tests {
     fn a_device_that_cannot_reach_ram_reaches_nothing() {
         let view = MemoryView::new(vec![area(0, 0x1000), area(0x10000, 0x2000)]);
         let device = Device::refusing(0x10000);
-        view.add_target(device.clone()).unwrap_err();
+        view.add_target(device.clone(), Reach::All).unwrap_err();
         assert_eq!(device.has(), []);
     }
 
@@ -225,9 +247,31 @@ mod tests {
     fn a_device_may_do_without_the_memory_of_others() {
         let view = MemoryView::new(vec![area(0, 0x1000)]);
         let device = Device::refusing(0x8000);
-        view.add_target(device.clone()).unwrap();
+        view.add_target(device.clone(), Reach::All).unwrap();
         view.add(area(0x8000, 0x1000), false);
         view.remove(0x8000);
         assert_eq!(device.has(), [(0, 0x1000)]);
+    }
+
+    #[test]
+    fn a_device_that_is_kept_from_others_reaches_ram_alone() {
+        let view = MemoryView::new(vec![area(0, 0x1000)]);
+        let (all, early, late) = (
+            Device::refusing(1),
+            Device::refusing(1),
+            Device::refusing(1),
+        );
+        view.add_target(all.clone(), Reach::All).unwrap();
+        view.add_target(early.clone(), Reach::Ram).unwrap();
+        view.add(area(0x8000, 0x1000), true);
+        view.add_target(late.clone(), Reach::Ram).unwrap();
+        assert_eq!(all.has(), [(0, 0x1000), (0x8000, 0x1000)]);
+        assert_eq!(
+            (early.has(), late.has()),
+            (vec![(0, 0x1000)], vec![(0, 0x1000)])
+        );
+        view.remove(0x8000);
+        assert_eq!(all.has(), [(0, 0x1000)]);
+        assert_eq!(early.has(), [(0, 0x1000)]);
     }
 }

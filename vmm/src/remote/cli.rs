@@ -9,7 +9,9 @@ use clap::{Arg, ArgGroup};
 
 use super::commands::{COMMANDS, Call, Takes, arg};
 use crate::config::cli::{CliError, usage};
-use crate::config::{DeviceConfig, DiskConfig, FromOption, NetConfig, UserDeviceConfig};
+use crate::config::{
+    DeviceConfig, DiskConfig, FromOption, NetConfig, UserDeviceConfig, VsockConfig,
+};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +112,7 @@ fn arguments(command: clap::Command, takes: Takes) -> clap::Command {
         Takes::UserDevice => command.arg(keys(UserDeviceConfig::keys())),
         Takes::Disk => command.arg(keys(DiskConfig::keys())),
         Takes::Net => command.arg(keys(NetConfig::keys())),
+        Takes::Vsock => command.arg(keys(VsockConfig::keys())),
         Takes::Id => command.arg(value("id", "Name of the device")),
         Takes::Resize => command
             .arg(option(

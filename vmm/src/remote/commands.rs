@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::api::{Effect, Method, ROUTES, VmRemoveDevice};
 use crate::config::cli::CliError;
 use crate::config::{
-    DeviceConfig, DiskConfig, FromOption, NetConfig, Problem, UserDeviceConfig, number, size,
+    DeviceConfig, DiskConfig, FromOption, NetConfig, Problem, UserDeviceConfig, VsockConfig,
+    number, size,
 };
 
 /// What the arguments are called, for clap.
@@ -89,6 +90,8 @@ pub(super) enum Takes {
     Disk,
     /// The keys of `--net`.
     Net,
+    /// The keys of `--vsock`.
+    Vsock,
     /// The name of a device.
     Id,
     /// `--balloon`, `--cpus`, `--memory`: at least one.
@@ -154,6 +157,7 @@ impl Command {
             Takes::Disk => self.device::<DiskConfig>(text(arg::VALUE))?,
             // Read by itself: see `net`.
             Takes::Net => return Ok(Body::None),
+            Takes::Vsock => self.device::<VsockConfig>(text(arg::VALUE))?,
             Takes::Id => json(&VmRemoveDevice {
                 id: text(arg::VALUE).to_owned(),
             })?,
@@ -243,7 +247,7 @@ pub(super) const COMMANDS: [Command; 32] = [
     command("add-pmem", "vm.add-pmem", Takes::NotYet),
     command("add-user-device", "vm.add-user-device", Takes::UserDevice),
     command("add-vdpa", "vm.add-vdpa", Takes::NotYet),
-    command("add-vsock", "vm.add-vsock", Takes::NotYet),
+    command("add-vsock", "vm.add-vsock", Takes::Vsock),
     command("boot", "vm.boot", Takes::Nothing),
     command("coredump", "vm.coredump", Takes::Destination),
     command("counters", "vm.counters", Takes::Nothing),

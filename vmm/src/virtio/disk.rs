@@ -5,8 +5,10 @@ use std::sync::Arc;
 use devices::virtio::block::{
     Block, BlockParts, EngineChoice, Image, ImageFormat, ImageOptions, Lock,
 };
+use devices::virtio::rate_limiter::Limits;
 
 use super::BackendError;
+use super::limits::Groups;
 use crate::config::{DiskConfig, ImageType, LockGranularity};
 
 /// A disk, for all boots. Its image stays locked.
@@ -15,29 +17,30 @@ pub struct Disk {
     queues: u16,
     queue_size: u16,
     host_cpus: Vec<Vec<u32>>,
+    limits: Option<Arc<Limits>>,
 }
 
 impl Disk {
-    /// Opens and locks its image.
+    /// Opens and locks its image. Its limits are its own, or those of one of the groups.
     ///
     /// # Errors
     /// It is not there, or cannot be used.
-    pub fn open(config: &DiskConfig) -> Result<Self, BackendError> {
+    pub fn open(config: &DiskConfig, groups: &Groups) -> Result<Self, BackendError> {
         let DiskConfig {
             path,
             readonly,
             direct,
             num_queues,
             queue_size,
-            // Validation refuses limits, other formats and backing files.
-            rate_limiter_config: _,
-            rate_limit_group: _,
+            // Validation refuses other formats.
+            rate_limiter_config,
+            rate_limit_group,
             id: _,
             serial,
             pci_segment: _,
             pci_device_id: _,
             queue_affinity,
-            backing_files: _,
+            backing_files,
             sparse,
             image_type,
             lock_granularity,
@@ -49,10 +52,10 @@ impl Disk {
             sparse: *sparse,
             format: match image_type {
                 ImageType::Raw => ImageFormat::Raw,
-                ImageType::Unknown | ImageType::Qcow2 | ImageType::FixedVhd | ImageType::Vhdx => {
-                    ImageFormat::Detect
-                }
+                ImageType::Qcow2 => ImageFormat::Qcow2,
+                ImageType::Unknown | ImageType::FixedVhd | ImageType::Vhdx => ImageFormat::Detect,
             },
+            backing_files: *backing_files,
             lock: match lock_granularity {
                 LockGranularity::ByteRange => Lock::ByteRange,
                 LockGranularity::Full => Lock::Full,
@@ -74,6 +77,7 @@ impl Disk {
             queues: *num_queues,
             queue_size: *queue_size,
             host_cpus,
+            limits: groups.limits_of(rate_limit_group.as_deref(), rate_limiter_config.as_ref()),
         })
     }
 
@@ -84,6 +88,7 @@ impl Disk {
             queues,
             queue_size,
             host_cpus,
+            limits,
         } = self;
         Block::new(BlockParts {
             image: Arc::clone(image),
@@ -91,6 +96,7 @@ impl Disk {
             queue_size: *queue_size,
             host_cpus: host_cpus.clone(),
             engine: EngineChoice::Auto,
+            limits: limits.clone(),
         })
     }
 

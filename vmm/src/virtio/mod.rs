@@ -1,23 +1,33 @@
 //! The host's side of virtio devices: opened once, for all boots of a virtual machine.
 
+mod console;
+mod descriptors;
 mod disk;
+mod limits;
 mod net;
 mod rng;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use devices::virtio::Device;
 use devices::virtio::block::ImageError;
+use devices::virtio::console::{Console, Line};
 use devices::virtio::rng::Rng;
 use thiserror::Error;
 
 use self::disk::Disk;
+use self::limits::Groups;
 use self::net::NetInterface;
 pub use self::net::{GivenTap, GivenTaps, NetError};
+use self::vsock::Sockets;
 use crate::api::VmCounters;
 use crate::config::VmConfig;
+use crate::console::Port;
+use crate::listener::ListenError;
 use crate::plan::VirtioKind;
 
 /// Why something that a device needs cannot be had.
@@ -31,6 +41,9 @@ pub enum BackendError {
         /// Why not.
         source: io::Error,
     },
+    /// The console has no room for events.
+    #[error("--console: cannot make events")]
+    Console(#[source] io::Error),
     /// An image cannot be used.
     #[error("{option}")]
     Image {
@@ -38,6 +51,14 @@ pub enum BackendError {
         option: String,
         /// Why not.
         source: ImageError,
+    },
+    /// A socket cannot be listened on.
+    #[error("{option}")]
+    Socket {
+        /// The option at fault.
+        option: String,
+        /// Why not.
+        source: ListenError,
     },
     /// A network interface has no host's end.
     #[error("{option}")]
@@ -56,24 +77,36 @@ pub struct Backends {
     disks: BTreeMap<String, Disk>,
     /// By the interfaces' names.
     net: BTreeMap<String, NetInterface>,
+    console: Option<Arc<Line>>,
+    vsock: Option<Sockets>,
 }
 
 impl Backends {
-    /// Opens what the devices of a configuration need. All of them must have names. `taps` are those that
-    /// others have opened for it.
+    /// Opens what the devices of a configuration need. All of them must have names. `console` is what
+    /// the host has of the console, if there is one, `taps` are those that others have opened for it.
     ///
     /// # Errors
     /// Something is not there.
-    pub fn open(config: &VmConfig, taps: &GivenTaps) -> Result<Self, BackendError> {
+    pub fn open(
+        config: &VmConfig,
+        console: Option<&Port>,
+        taps: &GivenTaps,
+    ) -> Result<Self, BackendError> {
         let rng = config.rng.as_ref().map(rng::open).transpose()?;
+        let groups = Groups::new(&config.rate_limit_groups);
         let disks = config.disks.iter();
-        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk)?)));
+        let disks = disks.map(|disk| Ok((name(disk.id.as_ref()), Disk::open(disk, &groups)?)));
         let net = config.net.iter();
         let net = net.map(|net| Ok((name(net.id.as_ref()), NetInterface::open(net, taps)?)));
         Ok(Self {
             rng,
             disks: disks.collect::<Result<_, _>>()?,
             net: net.collect::<Result<_, _>>()?,
+            console: console
+                .map(console::connect)
+                .transpose()
+                .map_err(BackendError::Console)?,
+            vsock: config.vsock.as_ref().map(Sockets::open).transpose()?,
         })
     }
 
@@ -90,6 +123,14 @@ impl Backends {
             VirtioKind::Block => {
                 let disk = self.disks.get(name);
                 Ok(disk.map(|disk| Box::new(disk.device()) as Box<dyn Device>))
+            }
+            VirtioKind::Console => {
+                let line = self.console.as_ref().map(Arc::clone);
+                Ok(line.map(|line| Box::new(Console::new(line)) as Box<dyn Device>))
+            }
+            VirtioKind::Vsock => {
+                let vsock = self.vsock.as_ref();
+                Ok(vsock.map(|vsock| Box::new(vsock.device()) as Box<dyn Device>))
             }
             VirtioKind::Net => {
                 let net = self.net.get(name);

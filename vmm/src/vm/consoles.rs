@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::BootError;
-use crate::config::{ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
+use crate::config::{ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig, VmConfig};
 use crate::console::{Backend, Mode};
 use crate::machine::Consoles;
 
@@ -15,6 +15,8 @@ pub struct OpenConsoles {
     pub serial_pty: Option<PathBuf>,
     /// The pseudo-terminal of the debug console.
     pub debug_pty: Option<PathBuf>,
+    /// The pseudo-terminal of the virtio console.
+    pub virtio_pty: Option<PathBuf>,
 }
 
 /// Opens the consoles that a configuration asks for.
@@ -35,6 +37,8 @@ pub fn open(config: &VmConfig) -> Result<(OpenConsoles, Vec<Backend>), BootError
     } = &config.debug_console;
     let debug = console_mode(*mode, file.as_ref(), None);
     let debug = open_one("--debug-console", debug, Backend::open_output)?;
+    let virtio = config.console.as_ref().and_then(virtio_mode);
+    let virtio = open_one("--console", virtio, Backend::open_for_queue)?;
     let pty = |backend: &Option<Backend>| {
         let path = backend.as_ref().and_then(Backend::pty_path);
         path.map(ToOwned::to_owned)
@@ -43,11 +47,14 @@ pub fn open(config: &VmConfig) -> Result<(OpenConsoles, Vec<Backend>), BootError
         consoles: Consoles {
             serial: serial.as_ref().map(Backend::port),
             debug: debug.as_ref().map(Backend::port),
+            virtio: virtio.as_ref().map(Backend::port),
         },
         serial_pty: pty(&serial),
         debug_pty: pty(&debug),
+        virtio_pty: pty(&virtio),
     };
-    Ok((open, serial.into_iter().chain(debug).collect()))
+    let ends = serial.into_iter().chain(debug).chain(virtio);
+    Ok((open, ends.collect()))
 }
 
 fn open_one(
@@ -63,6 +70,22 @@ fn open_one(
         log::warn!("{option} is at {}", path.display());
     }
     Ok(Some(backend))
+}
+
+/// The console behind a virtio console; none where the guest has none.
+fn virtio_mode(config: &ConsoleConfig) -> Option<Mode> {
+    let ConsoleConfig {
+        mode,
+        file,
+        socket,
+        id: _,
+        pci_segment: _,
+        pci_device_id: _,
+    } = config;
+    match mode {
+        ConsoleMode::Null => Some(Mode::Null),
+        mode => console_mode(*mode, file.as_ref(), socket.as_ref()),
+    }
 }
 
 /// The console behind a mode; none where there is nothing to open.

@@ -24,6 +24,11 @@ pub(super) fn info(config: &VmConfig, state: VmState, lent: Option<&Lent>) -> Vm
         if config.debug_console.mode == ConsoleMode::Pty {
             config.debug_console.file.clone_from(&consoles.debug_pty);
         }
+        if let Some(console) = &mut config.console
+            && console.mode == ConsoleMode::Pty
+        {
+            console.file.clone_from(&consoles.virtio_pty);
+        }
     }
     let zones = config.memory.as_zones();
     let memory_actual_size = zones.iter().map(|zone| zone.size).sum();

@@ -73,10 +73,13 @@ impl MutEventSubscriber for Clock {
 /// Signals that end the VMM in an orderly way.
 const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// Blocks the signals that the main loop reads; to be called before any thread is started, since
+/// Blocks the signals that the main loop reads: those that end the VMM, and `SIGWINCH`, which a console
+/// reads where it is a terminal; to be called before any thread is started, since
 /// threads inherit what is blocked.
 pub fn block_signals() -> io::Result<()> {
-    let set = signal_set();
+    let mut set = signal_set();
+    // SAFETY: the set is initialised and the signal number valid.
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGWINCH) };
     // SAFETY: the set is initialised.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()) } {
         0 => Ok(()),

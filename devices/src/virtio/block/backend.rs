@@ -7,11 +7,15 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
 use super::counters::Counters;
+use super::pool::{Pool, Port};
+use super::qcow2::{self, ChainError, Disk};
+use crate::virtio::complaints::Complaints;
 
 /// Bytes of a sector, in which everything is counted (section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -27,6 +31,8 @@ const CAREFUL_ALIGNMENT: u64 = 4096;
 pub enum ImageFormat {
     /// The bytes of the disk.
     Raw,
+    /// A qcow2 image.
+    Qcow2,
     /// What its first bytes say. A guest writes those of a raw image: of one that is found to be raw, it
     /// cannot write sector 0, so that it cannot make it anything else.
     Detect,
@@ -54,6 +60,8 @@ pub struct ImageOptions<'a> {
     pub sparse: bool,
     /// What it is.
     pub format: ImageFormat,
+    /// What a qcow2 image is based on is opened.
+    pub backing_files: bool,
     /// What of it is locked.
     pub lock: Lock,
     /// Its serial number: at most 20 bytes; without it one is made of the file's numbers.
@@ -90,27 +98,46 @@ pub enum ImageError {
     /// Its first bytes cannot be read.
     #[error("cannot read its first and last bytes, which say what it is")]
     Header(#[source] io::Error),
-    /// It is no raw image.
+    /// Its format is not supported.
     #[error(
         "{0} images are not supported yet; image_type=raw gives the guest the bytes of the file"
     )]
     Format(&'static str),
+    /// It was not the same file when it was opened again.
+    #[error("it was replaced while it was opened")]
+    Replaced,
+    /// It is a qcow2 image that cannot be used.
+    #[error(transparent)]
+    Qcow2(#[from] ChainError),
+    /// There is no room for the threads that work for it.
+    #[error("cannot start threads for it")]
+    Threads(#[source] io::Error),
 }
 
 /// An image that is open and locked. The lock goes with the last descriptor of it.
 pub struct Image {
     file: File,
+    /// The description that has the lock.
+    _locked: Option<File>,
+    /// The file is a qcow2 image, with threads that work for it.
+    qcow2: Option<(Arc<Disk>, Pool)>,
     pub(super) capacity: u64,
     pub(super) readonly: bool,
     pub(super) blocks: Blocks,
+    /// Bytes that are discarded at once, where less has no effect.
+    pub(super) granularity: u64,
     /// Holes can be punched, and are to be.
     pub(super) discards: bool,
     /// Sector 0 is as it is.
     pub(super) guarded: bool,
     pub(super) serial: [u8; SERIAL],
     pub(super) counters: Counters,
-    /// The operator was told that something failed.
-    complained: AtomicBool,
+    /// Of requests that fail on the host.
+    complaints: Complaints,
+    /// The operator was told that the guest may not write sector 0.
+    told_of_guard: AtomicBool,
+    /// A flush has failed: what was written before may be lost.
+    unflushed: AtomicBool,
     path: String,
 }
 
@@ -127,6 +154,74 @@ pub struct Blocks {
     pub offset: u64,
 }
 
+/// A file that is open and locked.
+pub(super) struct OpenFile {
+    /// As it was opened.
+    pub file: File,
+    /// The same, past the host's page cache where that is wanted.
+    pub data: File,
+    pub size: u64,
+    pub blocks: Blocks,
+    is_device: bool,
+    identity: (u64, u64),
+}
+
+/// Opens and locks a file.
+pub(super) fn open_file(
+    path: &Path,
+    readonly: bool,
+    direct: bool,
+    lock: Lock,
+) -> Result<OpenFile, ImageError> {
+    // Opening what is no file may wait, or do something.
+    let metadata = std::fs::metadata(path).map_err(ImageError::Open)?;
+    let kind = metadata.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(ImageError::Kind);
+    }
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(!readonly);
+    let file = options
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM | libc::EROFS)
+                if !readonly && File::open(path).is_ok() =>
+            {
+                ImageError::NotWritable(error)
+            }
+            _ => ImageError::Open(error),
+        })?;
+    let metadata = file.metadata().map_err(ImageError::Size)?;
+    let is_device = metadata.file_type().is_block_device();
+    let size = match is_device {
+        true => device_size(&file).map_err(ImageError::Size)?,
+        false => metadata.len(),
+    };
+    take_lock(&file, readonly, lock, size)?;
+    let identity = (metadata.dev(), metadata.ino());
+    let data = match direct {
+        false => file.try_clone().map_err(ImageError::Open)?,
+        true => {
+            let data = options.open(path).map_err(ImageError::Open)?;
+            let again = data.metadata().map_err(ImageError::Size)?;
+            if (again.dev(), again.ino()) != identity {
+                return Err(ImageError::Replaced);
+            }
+            avoid_cache(&data).map_err(ImageError::Direct)?;
+            data
+        }
+    };
+    let blocks = Blocks::of(&data, is_device, direct, metadata.blksize());
+    Ok(OpenFile {
+        file,
+        data,
+        size,
+        blocks,
+        is_device,
+        identity,
+    })
+}
+
 impl Image {
     /// Opens and locks an image.
     ///
@@ -139,42 +234,42 @@ impl Image {
             direct,
             sparse,
             format,
+            backing_files,
             lock,
             serial,
         } = *options;
-        // Opening what is no file may wait, or do something.
-        let metadata = std::fs::metadata(path).map_err(ImageError::Open)?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(ImageError::Kind);
-        }
-        let opened = OpenOptions::new().read(true).write(!readonly).open(path);
-        let file = opened.map_err(|error| match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::EROFS)
-                if !readonly && File::open(path).is_ok() =>
-            {
-                ImageError::NotWritable(error)
-            }
-            _ => ImageError::Open(error),
-        })?;
-        let metadata = file.metadata().map_err(ImageError::Size)?;
-        let is_device = metadata.file_type().is_block_device();
-        let size = match is_device {
-            true => device_size(&file).map_err(ImageError::Size)?,
-            false => metadata.len(),
+        let opened = open_file(path, readonly, direct, lock)?;
+        let format = match format {
+            ImageFormat::Detect => detect(&opened.file, opened.size)?,
+            format => format,
         };
-        take_lock(&file, readonly, lock, size)?;
-        let guarded = match format {
-            ImageFormat::Raw => false,
-            ImageFormat::Detect => {
-                detect(&file, size)?;
-                true
+        let OpenFile {
+            file,
+            data,
+            size,
+            blocks,
+            is_device,
+            identity: (device, inode),
+        } = opened;
+        let (size, granularity, discards, qcow2) = match format {
+            ImageFormat::Qcow2 => {
+                let opened = qcow2::Opened {
+                    path,
+                    file: &file,
+                    data: data.try_clone().map_err(ImageError::Open)?,
+                    size,
+                    writable: !readonly,
+                    unit: blocks.offset,
+                };
+                let disk = Arc::new(qcow2::open(opened, backing_files, direct, lock)?);
+                let pool = Pool::start(Arc::clone(&disk)).map_err(ImageError::Threads)?;
+                (disk.size(), disk.cluster(), true, Some((disk, pool)))
+            }
+            ImageFormat::Raw | ImageFormat::Detect => {
+                let discards = !readonly && sparse && (is_device || can_punch(&data, size));
+                (size, blocks.physical, discards, None)
             }
         };
-        if direct {
-            avoid_cache(&file).map_err(ImageError::Direct)?;
-        }
-        let blocks = Blocks::of(&file, is_device, direct, metadata.blksize());
         let rest = size % blocks.logical;
         if rest != 0 {
             log::warn!(
@@ -184,18 +279,22 @@ impl Image {
                 blocks.logical
             );
         }
-        let discards = !readonly && sparse && (is_device || can_punch(&file, size));
-        let own = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
+        let own = format!("{device:x}-{inode:x}");
         Ok(Self {
-            file,
+            file: data,
+            _locked: Some(file),
+            qcow2,
             capacity: size - rest,
             readonly,
             blocks,
-            discards,
-            guarded: guarded && !readonly,
+            granularity: granularity.max(blocks.physical),
+            discards: discards && sparse && !readonly,
+            guarded: format == ImageFormat::Detect && !readonly,
             serial: padded(serial.unwrap_or(&own)),
             counters: Counters::default(),
-            complained: AtomicBool::new(false),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
             path: path.display().to_string(),
         })
     }
@@ -205,23 +304,54 @@ impl Image {
         self.file.as_raw_fd()
     }
 
+    /// What places bytes, if it is not the file that does.
+    pub(super) fn disk(&self) -> Option<&Arc<Disk>> {
+        self.qcow2.as_ref().map(|(disk, _)| disk)
+    }
+
+    /// A queue's way to the threads of the image, if it has any.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(super) fn port(&self) -> io::Result<Option<Port>> {
+        self.qcow2.as_ref().map(|(_, pool)| pool.port()).transpose()
+    }
+
+    /// Whether a flush has failed, or a sync of tables in between.
+    pub(super) fn is_unflushed(&self) -> bool {
+        let is_lost = self.disk().is_some_and(|disk| disk.is_lost());
+        if is_lost {
+            self.flush_failed(&io::Error::from_raw_os_error(libc::EIO));
+        }
+        is_lost || self.unflushed.load(Ordering::SeqCst)
+    }
+
+    /// A flush has failed. Linux says so once and forgets it, and may have forgotten the data too: so no
+    /// later flush can be told to have succeeded.
+    pub(super) fn flush_failed(&self, error: &io::Error) {
+        if !self.unflushed.swap(true, Ordering::SeqCst) {
+            log::error!(
+                "image {}: what the guest has written cannot be flushed, and may be lost: {error}; all \
+                 flushes fail until the virtual machine is shut down and booted anew",
+                self.path
+            );
+        }
+    }
+
     /// What it has counted, by names.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.values()
     }
 
-    /// Tells the operator of what failed; at most once with emphasis, since a guest can go on asking.
+    /// Tells the operator of what failed.
     pub(super) fn complain(&self, what: &str, error: &io::Error) {
-        let level = match self.complained.swap(true, Ordering::Relaxed) {
-            false => log::Level::Warn,
-            true => log::Level::Debug,
-        };
-        log::log!(level, "image {}: {what} fails: {error}", self.path);
+        self.complaints
+            .warn(format_args!("image {}: {what} fails: {error}", self.path));
     }
 
-    /// The same, of a write to sector 0.
+    /// Tells the operator of a write to sector 0, once.
     pub(super) fn complain_of_guard(&self) {
-        if !self.complained.swap(true, Ordering::Relaxed) {
+        if !self.told_of_guard.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "image {}: the guest may not write sector 0, since image_type does not say that the \
                  image is raw; say image_type=raw if it is",
@@ -235,6 +365,8 @@ impl Image {
     pub(super) fn of_file(file: File, capacity: u64) -> Self {
         Self {
             file,
+            _locked: None,
+            qcow2: None,
             capacity,
             readonly: false,
             blocks: Blocks {
@@ -243,11 +375,14 @@ impl Image {
                 memory: 1,
                 offset: 1,
             },
+            granularity: SECTOR,
             discards: true,
             guarded: false,
             serial: padded("test"),
             counters: Counters::default(),
-            complained: AtomicBool::new(false),
+            complaints: Complaints::default(),
+            told_of_guard: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
             path: "of a test".to_owned(),
         }
     }
@@ -384,8 +519,8 @@ fn can_punch(file: &File, size: u64) -> bool {
     unsafe { libc::fallocate(file.as_raw_fd(), mode, size, 4096) == 0 }
 }
 
-/// Looks whether an image is of a format that is known and not raw.
-fn detect(file: &File, size: u64) -> Result<(), ImageError> {
+/// Looks what an image is: qcow2, or nothing that is known, which is raw and stays [`ImageFormat::Detect`].
+fn detect(file: &File, size: u64) -> Result<ImageFormat, ImageError> {
     let read = |offset: u64| {
         let mut bytes = [0; 8];
         match offset.checked_add(8).is_some_and(|end| end <= size) {
@@ -399,13 +534,13 @@ fn detect(file: &File, size: u64) -> Result<(), ImageError> {
         Some(offset) => read(offset).map_err(ImageError::Header)?,
         None => [0; 8],
     };
-    if first.starts_with(b"QFI\xfb") {
-        Err(ImageError::Format("qcow2"))
+    if first.starts_with(qcow2::MAGIC) {
+        Ok(ImageFormat::Qcow2)
     } else if &first == b"vhdxfile" {
         Err(ImageError::Format("VHDX"))
     } else if &first == b"conectix" || &last == b"conectix" {
         Err(ImageError::Format("VHD"))
     } else {
-        Ok(())
+        Ok(ImageFormat::Detect)
     }
 }

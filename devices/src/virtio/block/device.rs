@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::backend::{Image, SECTOR};
 use super::engine::Engine;
 use super::worker::{BlockHandler, MOST_AT_ONCE, MOST_SECTORS};
+use crate::virtio::rate_limiter::{Limits, RateLimiter};
 use crate::virtio::{
     Device, DeviceConfig, FaultSink, NotStarted, Running, Start, VirtQueue, Worker,
 };
@@ -43,6 +44,8 @@ pub struct BlockParts {
     pub host_cpus: Vec<Vec<u32>>,
     /// How the host is asked.
     pub engine: EngineChoice,
+    /// What all of its queues together may move, and other devices that share it: anything without.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// A disk.
@@ -51,6 +54,7 @@ pub struct Block {
     queues: Vec<u16>,
     host_cpus: Vec<Vec<u32>>,
     engine: EngineChoice,
+    limits: Option<Arc<Limits>>,
 }
 
 impl Block {
@@ -62,12 +66,15 @@ impl Block {
             queue_size,
             host_cpus,
             engine,
+            limits,
         } = parts;
         Self {
             image,
             queues: vec![queue_size; queues.into()],
             host_cpus,
             engine,
+            // Without any there is nothing to ask for each request.
+            limits: limits.filter(|limits| !limits.is_unlimited()),
         }
     }
 
@@ -80,21 +87,23 @@ impl Block {
         let index = queue.index;
         let size = self.queues.get(usize::from(index)).copied();
         let at_once = size.unwrap_or(1).clamp(1, MOST_AT_ONCE);
-        let file = self.image.fd();
         let engine = match self.engine {
-            EngineChoice::Auto => Engine::new(file, at_once),
-            EngineChoice::Calls => Engine::Calls { file },
+            EngineChoice::Auto => Engine::new(at_once),
+            EngineChoice::Calls => Engine::Calls,
         };
+        let port = self.image.port()?;
         let host_cpus = self.host_cpus.get(usize::from(index)).cloned();
         // Section 5.2.6.2: a driver without flushes takes what is written for safe.
         let synchronous = features & feature::FLUSH == 0;
+        let limiter = self.limits.clone().map(RateLimiter::new).transpose()?;
         let handler = BlockHandler::new(
             Arc::clone(&self.image),
             queue,
-            engine,
+            (engine, port),
             at_once,
             host_cpus.unwrap_or_default(),
             synchronous,
+            limiter,
         );
         let name = format!("virtio-blk q{index}");
         Worker::start(&name, handler, faults).map_err(|(_, error)| error)
@@ -192,7 +201,8 @@ impl BlockConfig {
         let segments = u32::from(queue_size.clamp(3, MOST_AT_ONCE) - 2);
         let discards = |value: u32| if image.discards { value } else { 0 };
         let zeroes = |value: u32| if image.readonly { 0 } else { value };
-        let aligned = (blocks.physical / SECTOR) as u32;
+        // Clusters are at most 2 MiB.
+        let aligned = (image.granularity / SECTOR) as u32;
         let mut bytes = Vec::with_capacity(REGISTERS);
         bytes.extend((image.capacity / SECTOR).to_le_bytes());
         // The largest segment, which may be any.

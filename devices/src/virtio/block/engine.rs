@@ -14,7 +14,6 @@ use std::time::Duration;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{c_int, iovec, off_t};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long it is waited before a host without room is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
@@ -47,7 +46,7 @@ pub enum Operation {
 /// Asks the host.
 pub enum Engine {
     Ring(Box<Ring>),
-    Calls { file: RawFd },
+    Calls,
 }
 
 /// An operation that has ended: whose it was, and what came of it, or the error's number less than zero.
@@ -56,21 +55,21 @@ pub type Completion = (u16, i32);
 impl Engine {
     /// io_uring for so many operations at once; calls if the host refuses it or does not know all
     /// that is needed.
-    pub fn new(file: RawFd, entries: u16) -> Self {
-        match Ring::new(file, entries) {
+    pub fn new(entries: u16) -> Self {
+        match Ring::new(entries) {
             Ok(ring) => Self::Ring(Box::new(ring)),
             Err(error) => {
                 log::info!("disks do without io_uring: {error}");
-                Self::Calls { file }
+                Self::Calls
             }
         }
     }
 
-    /// Readable when operations have ended.
-    pub fn event(&self) -> Option<&EventFd> {
+    /// Readable when operations have ended, until [`Engine::next_completion`] has said so of all.
+    pub fn event(&self) -> Option<RawFd> {
         match self {
-            Self::Ring(ring) => Some(&ring.event),
-            Self::Calls { .. } => None,
+            Self::Ring(ring) => Some(ring.ring.as_raw_fd()),
+            Self::Calls => None,
         }
     }
 
@@ -83,20 +82,27 @@ impl Engine {
     /// More operations than there is room for.
     ///
     /// # Safety
-    /// The iovecs and the memory that they name are there, and nothing but the guest and the host uses
-    /// the memory, until the operation has ended or the engine is dropped.
-    pub unsafe fn begin(&mut self, operation: Operation, user: u16) -> io::Result<Option<i32>> {
+    /// The file, the iovecs and the memory that they name are there, and nothing but the guest and the
+    /// host uses the memory, until the operation has ended or the engine is dropped.
+    pub unsafe fn begin(
+        &mut self,
+        file: RawFd,
+        operation: Operation,
+        user: u16,
+    ) -> io::Result<Option<i32>> {
         match self {
             // SAFETY: as the caller says.
-            Self::Ring(ring) => unsafe { ring.push(operation, user) }.map(|()| None),
+            Self::Ring(ring) => unsafe { ring.push(file, operation, user) }.map(|()| None),
             // SAFETY: as the caller says, and it has ended when this returns.
-            Self::Calls { file } => Ok(Some(unsafe { call(*file, operation) })),
+            Self::Calls => Ok(Some(unsafe { call(file, operation) })),
         }
     }
 
     /// Hands to the host what was begun.
     pub fn submit(&mut self) {
-        if let Self::Ring(ring) = self {
+        if let Self::Ring(ring) = self
+            && !ring.ring.submission().is_empty()
+        {
             // What is not taken now is handed over again.
             let _ = ring.submit(0);
         }
@@ -106,7 +112,7 @@ impl Engine {
     pub fn next_completion(&mut self) -> Option<Completion> {
         match self {
             Self::Ring(ring) => ring.next_completion(),
-            Self::Calls { .. } => None,
+            Self::Calls => None,
         }
     }
 
@@ -114,7 +120,7 @@ impl Engine {
     pub fn is_busy(&self) -> bool {
         match self {
             Self::Ring(ring) => ring.begun > 0,
-            Self::Calls { .. } => false,
+            Self::Calls => false,
         }
     }
 
@@ -122,7 +128,7 @@ impl Engine {
     pub fn has_unsubmitted(&mut self) -> bool {
         match self {
             Self::Ring(ring) => !ring.ring.submission().is_empty(),
-            Self::Calls { .. } => false,
+            Self::Calls => false,
         }
     }
 
@@ -133,7 +139,7 @@ impl Engine {
     pub fn wait(&mut self) -> io::Result<()> {
         match self {
             Self::Ring(ring) => ring.wait(),
-            Self::Calls { .. } => Ok(()),
+            Self::Calls => Ok(()),
         }
     }
 
@@ -157,7 +163,7 @@ impl Engine {
         match self {
             // The kernel's own workers for a thread do not run where the thread does of themselves.
             Self::Ring(ring) => ring.bind_workers(&set),
-            Self::Calls { .. } => Ok(()),
+            Self::Calls => Ok(()),
         }
     }
 }
@@ -165,19 +171,19 @@ impl Engine {
 /// An io_uring. Dropping it waits for what is under way.
 pub struct Ring {
     ring: IoUring,
-    event: EventFd,
-    file: RawFd,
     /// Operations that have not ended, whether the host has them or not.
     begun: usize,
 }
 
 impl Ring {
-    fn new(file: RawFd, entries: u16) -> io::Result<Self> {
+    fn new(entries: u16) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(entries).next_power_of_two())?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [
+            opcode::Read::CODE,
             opcode::Readv::CODE,
+            opcode::Write::CODE,
             opcode::Writev::CODE,
             opcode::Fsync::CODE,
             opcode::Fallocate::CODE,
@@ -185,20 +191,14 @@ impl Ring {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(Self {
-            ring,
-            event,
-            file,
-            begun: 0,
-        })
+        Ok(Self { ring, begun: 0 })
     }
 
     /// # Safety
     /// As for [`Engine::begin`].
-    unsafe fn push(&mut self, operation: Operation, user: u16) -> io::Result<()> {
-        let entry = entry(Fd(self.file), operation).user_data(user.into());
+    unsafe fn push(&mut self, file: RawFd, operation: Operation, user: u16) -> io::Result<()> {
+        // SAFETY: the caller says that the iovecs are there.
+        let entry = unsafe { entry(Fd(file), operation) }.user_data(user.into());
         // SAFETY: the caller keeps what it names until it has ended, and dropping waits for the end.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::other("more requests than the ring has room for"))?;
@@ -225,7 +225,6 @@ impl Ring {
         pushed.map_err(io::Error::other)?;
         self.submit(1)?;
         let _ = self.ring.completion().next();
-        let _ = self.event.read();
         self.ring.submitter().register_iowq_aff(set)
     }
 
@@ -271,24 +270,58 @@ impl Drop for Ring {
     }
 }
 
-fn entry(file: Fd, operation: Operation) -> squeue::Entry {
+/// A buffer that is alone: the kernel spares itself a list of one.
+///
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn single(iovecs: *const iovec, count: u32) -> Option<(*mut u8, u32)> {
+    if count != 1 {
+        return None;
+    }
+    // SAFETY: the caller says that it is there.
+    let iovec { iov_base, iov_len } = unsafe { iovecs.read() };
+    let length = u32::try_from(iov_len).ok()?;
+    Some((iov_base.cast(), length))
+}
+
+/// # Safety
+/// As for [`Engine::begin`].
+unsafe fn entry(file: Fd, operation: Operation) -> squeue::Entry {
     match operation {
         Operation::Read {
             iovecs,
             count,
             offset,
-        } => opcode::Readv::new(file, iovecs, count)
-            .offset(offset)
-            .build(),
+        } => {
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Read::new(file, buffer, length)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Readv::new(file, iovecs, count)
+                    .offset(offset)
+                    .build(),
+            }
+        }
         Operation::Write {
             iovecs,
             count,
             offset,
             synchronous,
-        } => opcode::Writev::new(file, iovecs, count)
-            .offset(offset)
-            .rw_flags(write_flags(synchronous))
-            .build(),
+        } => {
+            let flags = write_flags(synchronous);
+            // SAFETY: as the caller says.
+            match unsafe { single(iovecs, count) } {
+                Some((buffer, length)) => opcode::Write::new(file, buffer, length)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Writev::new(file, iovecs, count)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
         Operation::Allocate {
             mode,
             offset,

@@ -49,7 +49,7 @@ pub struct Parser {
 /// A request.
 pub struct Request<'a> {
     pub asked: Asked,
-    /// Where its status goes; nothing if the driver has left no room.
+    /// Where its status goes; nothing if the driver has left no room, or has made too long a request.
     pub status: Option<GuestAddress>,
     /// What is written to the disk.
     pub out: &'a [Part],
@@ -67,6 +67,9 @@ mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
+/// Descriptors of one request, at most: as many as a queue of the most requests has. A driver may not use
+/// more (section 2.7.5.3.1), and each takes room here.
+const MOST_DESCRIPTORS: usize = super::worker::MOST_AT_ONCE as usize;
 /// Bytes of a request's header.
 const HEADER: usize = 16;
 /// Bytes of a segment to discard or to write zeroes to.
@@ -80,6 +83,9 @@ impl Parser {
         self.readable.clear();
         self.writable.clear();
         for descriptor in chain {
+            if self.readable.len() + self.writable.len() == MOST_DESCRIPTORS {
+                return self.too_long();
+            }
             let part = Part {
                 gpa: descriptor.addr(),
                 bytes: descriptor.len(),
@@ -103,6 +109,18 @@ impl Parser {
             status,
             out: &self.readable,
             into: &self.writable,
+        }
+    }
+
+    /// Nobody knows where the status of such a request goes.
+    fn too_long(&mut self) -> Request<'_> {
+        self.readable.clear();
+        self.writable.clear();
+        Request {
+            asked: Asked::Nothing(Status::IoError),
+            status: None,
+            out: &[],
+            into: &[],
         }
     }
 

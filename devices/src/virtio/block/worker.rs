@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
-use vm_memory::{Bytes as _, GuestAddress, Permissions};
+use vm_memory::{Bytes as _, Permissions};
 
 use super::backend::{Image, SECTOR};
 use super::counters::Way;
-use super::engine::{Engine, Operation};
+use super::engine::Engine;
+use super::pool::{Port, Reply};
 use super::request::{Asked, Parser, Request, Status};
-use crate::virtio::buffers::{Bounce, Buffers, Part, length_of};
+use super::slot::{Next, Slot, Step};
+use crate::virtio::buffers::{Bounce, Part, length_of};
+use crate::virtio::rate_limiter::RateLimiter;
 use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Requests of a queue that are under way at once, at most.
@@ -29,50 +32,10 @@ const SPARE: usize = 4;
 const KICK: Token = 0;
 /// Told of by the host.
 const ENDED: Token = 1;
-
-/// What a request needs next of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Read { offset: u64, left: u64 },
-    Write { offset: u64, left: u64 },
-    Zeroes { offset: u64, left: u64 },
-    Allocate { mode: i32, offset: u64, left: u64 },
-    Sync,
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Read { .. } => "reading",
-            Self::Write { .. } => "writing",
-            Self::Zeroes { .. } => "writing zeroes",
-            Self::Allocate { .. } => "discarding or zeroing",
-            Self::Sync => "flushing",
-        }
-    }
-}
-
-/// A request that is under way.
-struct Slot {
-    head: u16,
-    status: GuestAddress,
-    /// Guest memory of when it was made.
-    memory: Option<Arc<Memory>>,
-    /// Bytes that it reads.
-    into: u64,
-    /// Bytes that it has read.
-    read: u64,
-    /// Which way it moves how many bytes, if it does, and since when.
-    moves: Option<(Way, u64)>,
-    since: Instant,
-    step: Step,
-    /// Where no holes can be made, zeroes are written.
-    or_zeroes: bool,
-    /// It is on the host's storage before it is answered.
-    synchronous: bool,
-    buffers: Buffers,
-    bounce: Option<Bounce>,
-}
+/// The time of a request that was over the limits has come.
+const DUE: Token = 2;
+/// Told of by the image's threads.
+const REPLIED: Token = 3;
 
 /// What is done with a request.
 enum Verdict {
@@ -86,12 +49,14 @@ enum Verdict {
 pub struct BlockHandler {
     // First, so that it is dropped before what the host may still be using.
     engine: Engine,
+    port: Option<Port>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     spare: Vec<Bounce>,
     image: Arc<Image>,
     queue: VirtQueue,
     parser: Parser,
+    limiter: Option<RateLimiter>,
     host_cpus: Vec<u32>,
     /// Something was given back that the driver was not told of.
     untold: bool,
@@ -103,33 +68,22 @@ impl BlockHandler {
     pub fn new(
         image: Arc<Image>,
         queue: VirtQueue,
-        engine: Engine,
+        (engine, port): (Engine, Option<Port>),
         at_once: u16,
         host_cpus: Vec<u32>,
         synchronous: bool,
+        limiter: Option<RateLimiter>,
     ) -> Self {
-        let slot = |_| Slot {
-            head: 0,
-            status: GuestAddress(0),
-            memory: None,
-            into: 0,
-            read: 0,
-            moves: None,
-            since: Instant::now(),
-            step: Step::Sync,
-            or_zeroes: false,
-            synchronous,
-            buffers: Buffers::default(),
-            bounce: None,
-        };
         Self {
             engine,
-            slots: (0..at_once).map(slot).collect(),
+            port,
+            slots: (0..at_once).map(|_| Slot::new(synchronous)).collect(),
             free: (0..at_once).rev().collect(),
             spare: Vec::new(),
             image,
             queue,
             parser: Parser::default(),
+            limiter,
             host_cpus,
             untold: false,
             broken: false,
@@ -140,14 +94,21 @@ impl BlockHandler {
     fn work(&mut self) -> Result<(), Fault> {
         let memory = self.queue.memory();
         let mut left = ROUND;
+        let mut limited = false;
         loop {
             self.queue.be_quiet(&memory)?;
             while left > 0 && !self.free.is_empty() {
                 let Some(chain) = self.queue.pop(&memory)? else {
+                    // A driver may have taken back what has waited.
+                    self.limiter.iter_mut().for_each(RateLimiter::clear);
                     break;
                 };
                 left -= 1;
-                self.take(chain, &memory)?;
+                limited = !self.take(chain, &memory)?;
+                if limited {
+                    self.queue.unpop(1);
+                    break;
+                }
                 if self.engine.event().is_none() {
                     // The next request may take long.
                     self.tell(&memory)?;
@@ -161,23 +122,31 @@ impl BlockHandler {
                 let _ = self.queue.kick().write(1);
                 return Ok(());
             }
-            // With none free, what ends brings us here again.
-            if self.free.is_empty() || !self.queue.wait(&memory)? {
+            // With none free, what ends brings us here again; over the limits, that the time has come.
+            if limited || self.free.is_empty() || !self.queue.wait(&memory)? {
                 return Ok(());
             }
         }
     }
 
     /// Takes a request up.
-    fn take(&mut self, chain: Chain, memory: &Arc<Memory>) -> Result<(), Fault> {
+    ///
+    /// # Returns
+    /// Whether the limits allow it; it has to wait if they do not.
+    fn take(&mut self, chain: Chain, memory: &Arc<Memory>) -> Result<bool, Fault> {
         let head = chain.head_index();
+        let request = self.parser.parse(chain, memory);
+        if let Some(limiter) = &mut self.limiter
+            && !limiter.take(bytes_moved(&self.image, &request))
+        {
+            return Ok(false);
+        }
         let Some(index) = self.free.pop() else {
-            return Ok(());
+            return Ok(true);
         };
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Ok(());
+            return Ok(true);
         };
-        let request = self.parser.parse(chain, memory);
         slot.head = head;
         slot.into = length_of(request.into);
         slot.read = 0;
@@ -188,27 +157,34 @@ impl BlockHandler {
         };
         slot.since = Instant::now();
         slot.or_zeroes = false;
+        slot.with_threads = false;
         slot.memory = Some(Arc::clone(memory));
         let Some(status) = request.status else {
             // There is nowhere to say anything.
             slot.into = u64::MAX;
-            return self.answer(index, None);
+            return self.answer(index, None).map(|()| true);
         };
         slot.status = status;
-        match judge(&self.image, slot, &request, memory) {
+        let begun = match judge(&self.image, slot, &request, memory) {
             Verdict::Answer(status) => self.answer(index, Some(status)),
             Verdict::Begin(step) => {
                 slot.step = step;
                 if matches!(step, Step::Read { .. } | Step::Write { .. }) {
                     let blocks = self.image.blocks;
-                    if !slot.buffers.are_aligned(blocks.memory, blocks.offset) {
+                    if !slot
+                        .scatter
+                        .buffers
+                        .are_aligned(blocks.memory, blocks.offset)
+                    {
                         let spare = self.spare.pop();
-                        slot.bounce = Some(spare.unwrap_or_else(|| Bounce::new(blocks.memory)));
+                        slot.scatter.bounce =
+                            Some(spare.unwrap_or_else(|| Bounce::new(blocks.memory)));
                     }
                 }
                 self.go_on(index)
             }
-        }
+        };
+        begun.map(|()| true)
     }
 
     /// Asks the host for the next step of a request, until it does not answer at once.
@@ -217,12 +193,26 @@ impl BlockHandler {
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 return Ok(());
             };
-            let operation = slot.operation();
-            // SAFETY: the slot keeps the iovecs, and guest memory or the bounce buffer, as they are until
-            // the operation has ended. Of guest memory there are no references.
-            let begun = unsafe { self.engine.begin(operation, index) }?;
-            let Some(result) = begun else {
-                return Ok(());
+            let result = match slot.next(&self.image) {
+                Next::Host(file, operation) => {
+                    // SAFETY: the slot keeps the iovecs, and guest memory or the bounce buffer, as they
+                    // are until the operation has ended. Of guest memory there are no references. The
+                    // image keeps its files open.
+                    let begun = unsafe { self.engine.begin(file, operation, index) }?;
+                    let Some(result) = begun else {
+                        return Ok(());
+                    };
+                    result
+                }
+                Next::Threads(work) => match &mut self.port {
+                    Some(port) => {
+                        let scatter = std::mem::take(&mut slot.scatter);
+                        port.give(work, scatter, slot.synchronous, index);
+                        return Ok(());
+                    }
+                    None => -libc::EIO,
+                },
+                Next::Done(result) => result,
             };
             if let Some(status) = slot.advance(result, &self.image) {
                 return self.answer(index, Some(status));
@@ -233,7 +223,7 @@ impl BlockHandler {
     /// Gives back what has ended, and goes on with what has ended in part.
     fn give_back(&mut self) -> Result<(), Fault> {
         let mut first = Ok(());
-        while let Some((index, result)) = self.engine.next_completion() {
+        while let Some((index, result)) = self.next_completion() {
             let done = match self.slots.get_mut(usize::from(index)) {
                 None => Ok(()),
                 Some(slot) => match slot.advance(result, &self.image) {
@@ -246,6 +236,41 @@ impl BlockHandler {
         }
         self.engine.submit();
         first
+    }
+
+    /// What the host or the image's threads have ended.
+    fn next_completion(&mut self) -> Option<(u16, i32)> {
+        let completion = self.engine.next_completion();
+        if completion.is_some() {
+            return completion;
+        }
+        let Reply {
+            user,
+            scatter,
+            result,
+            error,
+        } = self.port.as_mut()?.next()?;
+        if let Some(slot) = self.slots.get_mut(usize::from(user)) {
+            slot.scatter = scatter;
+            slot.error = error;
+            slot.is_past = true;
+        }
+        Some((user, result))
+    }
+
+    /// Waits until something ends.
+    fn wait(&mut self) -> io::Result<()> {
+        match (&self.port, self.engine.is_busy()) {
+            (Some(port), false) => {
+                port.wait();
+                Ok(())
+            }
+            _ => self.engine.wait(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.engine.is_busy() || self.port.as_ref().is_some_and(Port::is_busy)
     }
 
     /// Tells the driver of what was given back.
@@ -262,7 +287,8 @@ impl BlockHandler {
             return Ok(());
         };
         let memory = slot.memory.take();
-        slot.buffers.clear();
+        slot.flight = None;
+        slot.scatter.buffers.clear();
         let counters = &self.image.counters;
         match (status, slot.moves) {
             (Some(Status::Ok), Some((way, bytes))) => {
@@ -271,7 +297,7 @@ impl BlockHandler {
             (Some(Status::IoError), _) => counters.failed(),
             _ => {}
         }
-        let bounce = slot.bounce.take();
+        let bounce = slot.scatter.bounce.take();
         if self.spare.len() < SPARE {
             self.spare.extend(bounce);
         }
@@ -296,107 +322,16 @@ impl BlockHandler {
     }
 }
 
-impl Slot {
-    fn operation(&mut self) -> Operation {
-        let synchronous = self.synchronous;
-        match self.step {
-            Step::Read { offset, left } => {
-                let (iovecs, count) = match &mut self.bounce {
-                    Some(bounce) => bounce.next(left, None),
-                    None => self.buffers.next(),
-                };
-                Operation::Read {
-                    iovecs,
-                    count,
-                    offset,
-                }
-            }
-            Step::Write { offset, left } => {
-                let (iovecs, count) = match &mut self.bounce {
-                    Some(bounce) => bounce.next(left, Some(&self.buffers)),
-                    None => self.buffers.next(),
-                };
-                Operation::Write {
-                    iovecs,
-                    count,
-                    offset,
-                    synchronous,
-                }
-            }
-            Step::Zeroes { offset, left } => {
-                self.buffers.set_zeroes(left);
-                let (iovecs, count) = self.buffers.next();
-                Operation::Write {
-                    iovecs,
-                    count,
-                    offset,
-                    synchronous,
-                }
-            }
-            Step::Allocate { mode, offset, left } => Operation::Allocate {
-                mode,
-                offset,
-                length: left,
-            },
-            Step::Sync => Operation::Sync,
-        }
-    }
-
-    /// Takes in what came of the last operation.
-    ///
-    /// # Returns
-    /// How the request has ended; nothing if the host is to be asked again.
-    fn advance(&mut self, result: i32, image: &Image) -> Option<Status> {
-        let moved = match u32::try_from(result) {
-            Ok(moved) => moved,
-            Err(_) => return self.fail(-result, image),
-        };
-        let bytes = moved as usize;
-        match &mut self.step {
-            Step::Read { .. } | Step::Write { .. } | Step::Zeroes { .. } if moved == 0 => {
-                let error = io::Error::from(io::ErrorKind::UnexpectedEof);
-                image.complain(self.step.name(), &error);
-                Some(Status::IoError)
-            }
-            Step::Read { offset, left } => {
-                if let Some(bounce) = &mut self.bounce {
-                    bounce.give(&self.buffers, bytes);
-                }
-                self.buffers.advance(bytes);
-                self.read = self.read.saturating_add(moved.into());
-                *offset = offset.saturating_add(moved.into());
-                *left = left.saturating_sub(moved.into());
-                (*left == 0).then_some(Status::Ok)
-            }
-            Step::Write { offset, left } | Step::Zeroes { offset, left } => {
-                self.buffers.advance(bytes);
-                *offset = offset.saturating_add(moved.into());
-                *left = left.saturating_sub(moved.into());
-                (*left == 0).then_some(Status::Ok)
-            }
-            Step::Allocate { .. } if self.synchronous => {
-                self.step = Step::Sync;
-                None
-            }
-            Step::Allocate { .. } | Step::Sync => Some(Status::Ok),
-        }
-    }
-
-    fn fail(&mut self, number: i32, image: &Image) -> Option<Status> {
-        match (number, self.step) {
-            (libc::EINTR, _) => None,
-            (libc::EOPNOTSUPP, Step::Allocate { offset, left, .. }) => match self.or_zeroes {
-                true => {
-                    self.step = Step::Zeroes { offset, left };
-                    None
-                }
-                false => Some(Status::Unsupported),
-            },
-            (number, step) => {
-                image.complain(step.name(), &io::Error::from_raw_os_error(number));
-                Some(Status::IoError)
-            }
-        }
+/// Bytes that a request moves, for the limits: none if it moves none, or is refused.
+fn bytes_moved(image: &Image, request: &Request<'_>) -> u64 {
+    let (offset, length) = match request.asked {
+        Asked::Read { offset } => (offset, length_of(request.into)),
+        Asked::Write { offset } => (offset, length_of(request.out)),
+        _ => return 0,
+    };
+    match fits(image, offset, length) {
+        true => length,
+        false => 0,
     }
 }
 
@@ -405,6 +340,7 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
     let failed = Verdict::Answer(Status::IoError);
     match request.asked {
         Asked::Nothing(status) => Verdict::Answer(status),
+        Asked::Flush if image.is_unflushed() => failed,
         Asked::Flush => Verdict::Begin(Step::Sync),
         Asked::Id => {
             slot.read = give_id(&image.serial, request.into, memory);
@@ -418,7 +354,11 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
             if left == 0 {
                 return Verdict::Answer(Status::Ok);
             }
-            match slot.buffers.set(memory, request.into, Permissions::Write) {
+            match slot
+                .scatter
+                .buffers
+                .set(memory, request.into, Permissions::Write)
+            {
                 true => Verdict::Begin(Step::Read { offset, left }),
                 false => failed,
             }
@@ -431,7 +371,11 @@ fn judge(image: &Image, slot: &mut Slot, request: &Request<'_>, memory: &Arc<Mem
             if left == 0 {
                 return Verdict::Answer(Status::Ok);
             }
-            match slot.buffers.set(memory, request.out, Permissions::Read) {
+            match slot
+                .scatter
+                .buffers
+                .set(memory, request.out, Permissions::Read)
+            {
                 true => Verdict::Begin(Step::Write { offset, left }),
                 false => failed,
             }
@@ -524,15 +468,21 @@ impl Handler for BlockHandler {
 
     fn descriptors(&self) -> Vec<(RawFd, Token)> {
         let mut descriptors = vec![(self.queue.kick().as_raw_fd(), KICK)];
-        descriptors.extend(self.engine.event().map(|event| (event.as_raw_fd(), ENDED)));
+        descriptors.extend(self.engine.event().map(|event| (event, ENDED)));
+        let limiter = self.limiter.as_ref();
+        descriptors.extend(limiter.map(|limiter| (limiter.event(), DUE)));
+        let port = self.port.as_ref();
+        descriptors.extend(port.map(|port| (port.event().as_raw_fd(), REPLIED)));
         descriptors
     }
 
     fn ready(&mut self, token: Token) -> Result<(), Fault> {
-        // Somebody else may have read it, which is all the same.
-        let _ = match (token, self.engine.event()) {
-            (ENDED, Some(event)) => event.read(),
-            _ => self.queue.kick().read(),
+        // Somebody else may have read it, which is all the same. What else is told of is not read: taking
+        // completions and asking the limits again turn it off.
+        let _ = match (token, &self.port) {
+            (KICK, _) => self.queue.kick().read(),
+            (REPLIED, Some(port)) => port.event().read(),
+            _ => Ok(0),
         };
         self.work()
     }
@@ -540,14 +490,16 @@ impl Handler for BlockHandler {
     fn settle(&mut self) -> Result<(), Fault> {
         let memory = self.queue.memory();
         let mut first = Ok(());
-        while self.engine.is_busy() {
-            if let Err(error) = self.engine.wait() {
+        while self.is_busy() {
+            if let Err(error) = self.wait() {
                 // The host has nothing of it.
                 self.slots.iter_mut().for_each(|slot| {
                     slot.memory = None;
-                    slot.buffers.clear();
+                    slot.flight = None;
+                    slot.scatter.buffers.clear();
                 });
                 self.broken = true;
+                self.wait_for_threads();
                 return first.and(Err(Fault::Host(error)));
             }
             first = first.and(self.give_back());
@@ -557,5 +509,26 @@ impl Handler for BlockHandler {
             false => self.tell(&memory),
         };
         first.and(told)
+    }
+}
+
+impl BlockHandler {
+    /// Waits until the image's threads have nothing of ours any more.
+    fn wait_for_threads(&mut self) {
+        while let Some(port) = &mut self.port
+            && port.is_busy()
+        {
+            port.wait();
+            while port.next().is_some() {}
+        }
+    }
+}
+
+impl Drop for BlockHandler {
+    fn drop(&mut self) {
+        // The host first: threads may wait until it is done with some place.
+        self.engine = Engine::Calls;
+        self.slots.iter_mut().for_each(|slot| slot.flight = None);
+        self.wait_for_threads();
     }
 }

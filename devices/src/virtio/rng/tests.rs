@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::virtio::testing::hostile::never_rest;
 use crate::virtio::testing::{Buffer, Driver, RAM};
 use crate::virtio::{features, rng::Rng};
 
@@ -102,6 +103,41 @@ fn a_device_is_reset_and_started_again() {
         assert_eq!(driver.bytes(BUFFERS, 1), [round]);
         driver.start(0, 8);
     }
+}
+
+#[test]
+fn a_source_that_always_gives_does_not_keep_the_device_from_anything_else() {
+    let device = Box::new(Rng::new(File::open("/dev/zero").unwrap()));
+    never_rest(device, |driver| {
+        driver.make_available(0, 0, &[writable(BUFFERS, 1)]);
+        driver.kick(0);
+    });
+}
+
+/// What the device reads is written where it looks how many requests there are: it always has one more.
+#[test]
+fn a_device_that_makes_its_own_requests_can_be_paused() {
+    let bytes: Vec<u8> = (2..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let mut source = tempfile::tempfile().unwrap();
+    source.write_all(&bytes).unwrap();
+    source.rewind().unwrap();
+    let mut same = source.try_clone().unwrap();
+    let mut driver = Driver::new(Box::new(Rng::new(source)));
+    driver.start(0, 8);
+    let index = driver.queues[0].available + 2;
+    driver.make_available(0, 0, &[writable(index, 2)]);
+    driver.kick(0);
+    let mut read = 0;
+    while read == 0 {
+        driver.function.pause();
+        read = same.stream_position().unwrap();
+        driver.function.resume();
+    }
+    assert!(
+        read < bytes.len() as u64,
+        "it was not paused before the end"
+    );
+    driver.set_status(0);
 }
 
 /// A source that has nothing makes the request wait, and nobody else: not even who wants memory back.

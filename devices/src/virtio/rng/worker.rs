@@ -7,10 +7,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use vm_memory::{GuestMemory as _, Permissions, ReadVolatile as _, VolatileMemoryError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::virtio::{Chain, Fault, Handler, Token, VirtQueue};
+use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
 
 /// Bytes that one request is given at most; a driver asks again for more.
 const MOST: usize = 64 << 10;
+
+/// Requests after which it is looked whether the thread is to do something else.
+const ROUND: usize = 1024;
 
 /// The driver has made a request.
 const REQUEST: Token = 0;
@@ -56,11 +59,16 @@ impl RngHandler {
             return Ok(());
         };
         let memory = queue.memory();
+        let mut left = ROUND;
         loop {
             queue.be_quiet(&memory)?;
-            while let Some(chain) = queue.pop(&memory)? {
+            while left > 0 {
+                let Some(chain) = queue.pop(&memory)? else {
+                    break;
+                };
+                left -= 1;
                 let head = chain.head_index();
-                match self.source.fill(chain)? {
+                match self.source.fill(chain, &memory)? {
                     Filled::Bytes(count) => queue.push(&memory, head, count)?,
                     Filled::NotNow => {
                         queue.unpop(1);
@@ -70,6 +78,11 @@ impl RngHandler {
                 }
             }
             queue.notify(&memory)?;
+            if left == 0 {
+                // A full counter is as good.
+                let _ = queue.kick().write(1);
+                return Ok(());
+            }
             if !queue.wait(&memory)? {
                 return Ok(());
             }
@@ -125,8 +138,7 @@ impl Source {
 
     /// Fills the writable buffers of a request, from the first on: with less than there is room for
     /// where the source has no more.
-    fn fill(&mut self, chain: Chain) -> io::Result<Filled> {
-        let memory = chain.memory().clone();
+    fn fill(&mut self, chain: Chain, memory: &Memory) -> io::Result<Filled> {
         let mut written = 0;
         for descriptor in chain.writable() {
             let room = (descriptor.len() as usize).min(MOST - written);

@@ -23,6 +23,7 @@ use self::capabilities::Window;
 pub use self::changes::ConfigChanges;
 use self::changes::Generation;
 use self::registers::{Common, Effect};
+use super::complaints::Complaints;
 use super::queue::{NO_VECTOR, Signal};
 use super::{
     Device, DeviceConfig, Fault, FaultSink, GuestMemory, NotStarted, QueueInterrupt, Running,
@@ -231,6 +232,8 @@ struct Shared {
     status: AtomicU8,
     isr: Arc<AtomicU8>,
     config_vector: Arc<AtomicU16>,
+    /// A driver can reset a device and break the rules again as often as it likes.
+    complaints: Complaints,
 }
 
 /// The registers, and the device behind them.
@@ -273,6 +276,7 @@ impl Transport {
                 status: AtomicU8::new(0),
                 isr: Arc::default(),
                 config_vector: Arc::new(AtomicU16::new(NO_VECTOR)),
+                complaints: Complaints::default(),
             }),
             config: device.config(),
             generation: Arc::default(),
@@ -500,7 +504,9 @@ impl FaultSink for Faults {
                 .map(|source| format!(": {source}"))
                 .unwrap_or_default();
             let id = &self.shared.id;
-            log::warn!("device {id} stands still until its driver resets it: {fault}{why}");
+            self.shared.complaints.warn(format_args!(
+                "device {id} stands still until its driver resets it: {fault}{why}"
+            ));
         }
         self.interrupt.send();
     }

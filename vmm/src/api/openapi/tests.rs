@@ -11,7 +11,7 @@ use super::*;
 use crate::config::{
     ConsoleConfig, CpuTopology, CpusConfig, DebugConsoleConfig, DiskConfig, MemoryConfig,
     MemoryZoneConfig, NetConfig, NumaConfig, PciSegmentConfig, PlatformConfig, RateLimiterConfig,
-    RngConfig, SerialConfig, TokenBucket, from_json,
+    RngConfig, SerialConfig, TokenBucket, VsockConfig, from_json,
 };
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
@@ -195,6 +195,7 @@ fn defaults_are_those_of_the_types() {
     defaults_are_true::<DeviceConfig>(&json!({ "path": "/a" }));
     defaults_are_true::<UserDeviceConfig>(&json!({ "socket": "/a" }));
     defaults_are_true::<RngConfig>(&json!({ "src": "/a" }));
+    defaults_are_true::<VsockConfig>(&json!({ "cid": 3, "socket": "/a" }));
     defaults_are_true::<DiskConfig>(&json!({ "path": "/a" }));
     defaults_are_true::<NetConfig>(&json!({}));
     defaults_are_true::<RateLimiterConfig>(&json!({}));
@@ -232,8 +233,9 @@ fn roomy() -> Value {
             "path": "/i", "queue_size": 4, "pci_segment": 1, "pci_device_id": 3,
             "queue_affinity": [{ "queue_index": 0, "host_cpus": [0] }],
         }],
-        "net": [{ "mtu": 1500, "queue_size": 32, "pci_segment": 1, "pci_device_id": 4 }],
+        "net": [{ "mtu": 1500, "queue_size": 32, "pci_segment": 1, "pci_device_id": 5 }],
         "rng": { "src": "/r", "pci_segment": 1, "pci_device_id": 2 },
+        "vsock": { "cid": 3, "socket": "/s", "pci_segment": 1, "pci_device_id": 4 },
     })
 }
 
@@ -294,6 +296,9 @@ fn bounds_are_those_of_validation() {
         ("/net/0/pci_device_id", "NetConfig", "pci_device_id"),
         ("/rng/pci_segment", "RngConfig", "pci_segment"),
         ("/rng/pci_device_id", "RngConfig", "pci_device_id"),
+        ("/vsock/cid", "VsockConfig", "cid"),
+        ("/vsock/pci_segment", "VsockConfig", "pci_segment"),
+        ("/vsock/pci_device_id", "VsockConfig", "pci_device_id"),
         (
             "/devices/0/x_exclude_mmap_bars/0",
             "DeviceConfig",

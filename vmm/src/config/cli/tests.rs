@@ -54,7 +54,7 @@ const INTERFACE: [(&str, &str); 43] = [
 ];
 
 /// The keys of those options that are there.
-const KEYS: [(&str, &[&str]); 16] = [
+const KEYS: [(&str, &[&str]); 17] = [
     ("--api-socket", &["path", "fd"]),
     ("--event-monitor", &["path", "fd"]),
     (
@@ -90,7 +90,14 @@ const KEYS: [(&str, &[&str]); 16] = [
     ("--serial", &["file", "socket"]),
     (
         "--console",
-        &["file", "iommu", "id", "pci_segment", "pci_device_id"],
+        &[
+            "file",
+            "socket",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+        ],
     ),
     ("--debug-console", &["file", "iobase"]),
     (
@@ -203,6 +210,17 @@ const KEYS: [(&str, &[&str]); 16] = [
         &["src", "iommu", "id", "pci_segment", "pci_device_id"],
     ),
     (
+        "--vsock",
+        &[
+            "cid",
+            "socket",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+        ],
+    ),
+    (
         "--pci-segment",
         &[
             "pci_segment",
@@ -289,7 +307,7 @@ fn every_key_in_the_help_shows_a_default_or_has_none() {
         ("--cpus", "core_scheduling=vm|vcpu|off: "),
         ("--memory", "[default: 512M]"),
         ("--serial", "off|null|tty|pty [default: null]"),
-        ("--console", "[default: off]"),
+        ("--console", "off|null|tty|pty [default: tty]"),
         ("--debug-console", "[default: 0xe9]"),
         ("--device", "[default: _vfio0, _vfio1 and so on]"),
         ("--device", "guest_numa_ids=[<nodes>]|auto[:<count>]: "),
@@ -367,7 +385,7 @@ fn a_machine_is_put_together_from_its_options() {
     assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (2, 2));
     assert_eq!(config.memory.size, 1 << 30);
     assert_eq!(config.serial.mode, ConsoleMode::Tty);
-    assert_eq!(config.console.mode, ConsoleMode::Off);
+    assert_eq!(config.console.unwrap().mode, ConsoleMode::Off);
     let expected = RunOptions {
         log: LogOptions {
             verbosity: 2,
@@ -416,7 +434,7 @@ fn all_wrong_options_are_reported_at_once() {
         "--memory",
         "sise=1G",
         "--console",
-        "tty",
+        "tty,iommu=on",
     ];
     assert_eq!(
         error(&args),
@@ -424,7 +442,7 @@ fn all_wrong_options_are_reported_at_once() {
          not supported yet: --vdpa\n\
          not supported yet: --cpus kvm_hyperv\n\
          --memory sise=1G: unknown key \"sise\"; did you mean \"size\"?\n\
-         not supported yet: --console tty\n\
+         not supported yet: --console iommu\n\
          --cpus boot=x: \"x\" is not a number\n\
          --cpus max=y: \"y\" is not a number"
     );
@@ -445,6 +463,7 @@ fn a_value_that_asks_for_what_is_done_anyway_is_accepted() {
         ],
         &["--device", "path=/d,iommu=off"],
         &["--rng", "src=/dev/urandom,iommu=off"],
+        &["--vsock", "cid=3,socket=/s,iommu=off"],
         &["--disk", "path=/d,iommu=off,vhost_user=off"],
         &["--seccomp", "false"],
     ] {

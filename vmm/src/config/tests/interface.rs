@@ -298,6 +298,18 @@ fn every_field_of_the_rest_interface_is_there_or_not_yet() {
         &["id", "pci_segment", "pci_device_id", "iommu", "src"],
         &[],
     );
+    spells::<VsockConfig>(
+        "VsockConfig",
+        &[
+            "cid",
+            "socket",
+            "iommu",
+            "id",
+            "pci_segment",
+            "pci_device_id",
+        ],
+        &[],
+    );
     spells::<PciSegmentConfig>(
         "PciSegmentConfig",
         &[

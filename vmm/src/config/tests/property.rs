@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use devices::{any_device, any_id, any_rng, any_segment, any_user_device, push_place};
+use devices::{
+    any_device, any_id, any_place, any_rng, any_segment, any_user_device, any_vsock, push_place,
+};
 use disks::{any_disk, any_group, any_limits, push_limits};
 use net::any_net;
 
@@ -145,15 +147,17 @@ prop_compose! {
         [kernel, initramfs, serial_file, serial_socket, debug_file] in
             [any_path(), any_path(), any_path(), any_path(), any_path()],
         cmdline in any::<Option<String>>(),
-        [serial, console, debug_console] in [any_mode(), any_mode(), any_mode()],
+        [serial, debug_console] in [any_mode(), any_mode()],
+        console in prop::option::of((any_mode(), (any_path(), any_path()), any_place())),
         iobase in any::<u16>(),
         platform in any_platform(),
         zones in prop::collection::vec(any_zone(), 0..3),
         numa in prop::collection::vec(any_node(), 0..3),
-        (devices, user_devices, rng, disks, net, rate_limit_groups) in (
+        (devices, user_devices, rng, vsock, disks, net, rate_limit_groups) in (
             prop::collection::vec(any_device(), 0..3),
             prop::collection::vec(any_user_device(), 0..3),
             prop::option::of(any_rng()),
+            prop::option::of(any_vsock()),
             prop::collection::vec(any_disk(), 0..3),
             prop::collection::vec(any_net(), 0..3),
             prop::collection::vec(any_group(), 0..3),
@@ -164,6 +168,7 @@ prop_compose! {
             devices,
             user_devices,
             rng,
+            vsock,
             disks,
             net,
             rate_limit_groups,
@@ -173,7 +178,10 @@ prop_compose! {
             numa,
             payload: PayloadConfig { kernel, cmdline, initramfs },
             serial: SerialConfig { mode: serial, file: serial_file, socket: serial_socket },
-            console: ConsoleConfig { mode: console },
+            console: console.map(|(mode, (file, socket), place)| {
+                let (id, pci_segment, pci_device_id) = place;
+                ConsoleConfig { mode, file, socket, id, pci_segment, pci_device_id }
+            }),
             debug_console: DebugConsoleConfig { mode: debug_console, file: debug_file, iobase },
             platform,
         }
@@ -254,6 +262,7 @@ fn unknown_members_are_refused_wherever_they_are() {
         "devices": [{ "path": "/d" }],
         "user_devices": [{ "socket": "/s" }],
         "rng": { "src": "/r" },
+        "vsock": { "cid": 3, "socket": "/s" },
         "disks": [{
             "path": "/i",
             "rate_limiter_config": { "ops": { "size": 1, "refill_time": 1 } },
@@ -282,7 +291,7 @@ fn unknown_members_are_refused_wherever_they_are() {
             objects += 1;
         }
     }
-    assert_eq!(objects, 29);
+    assert_eq!(objects, 30);
 }
 
 proptest! {

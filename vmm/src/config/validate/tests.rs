@@ -4,6 +4,7 @@ mod net;
 mod places;
 
 use super::*;
+use crate::config::ConsoleConfig;
 use crate::config::cli::{self, Command};
 
 /// A configuration as a command line, without `--kernel`, gives it.
@@ -228,12 +229,15 @@ fn a_console_has_exactly_the_path_that_its_mode_needs() {
     config.serial.mode = ConsoleMode::File;
     config.serial.socket = Some("/socket".into());
     config.debug_console.mode = ConsoleMode::Socket;
-    config.console.mode = ConsoleMode::Tty;
+    config.console = Some(ConsoleConfig {
+        file: Some("/file".into()),
+        ..ConsoleConfig::of(ConsoleMode::Null)
+    });
     assert_eq!(
         config.validate(Isa::X86_64).unwrap_err().to_string(),
         "--serial file: the path is missing: file=<path>\n\
          --serial socket=/socket: contradicts the mode file\n\
-         not supported yet: --console tty\n\
+         --console file=/file: contradicts the mode null\n\
          --debug-console socket: expected off, pty, tty or file=<path>"
     );
 }
@@ -257,6 +261,56 @@ fn the_terminal_belongs_to_one_console() {
         problems(Isa::X86_64, &["--serial", "tty", "--debug-console", "tty"]),
         ["--debug-console tty: --serial has the terminal already; connect one of them elsewhere"]
     );
+    assert_eq!(
+        problems(Isa::X86_64, &["--serial", "tty", "--console", "tty"]),
+        [
+            "--console tty: --serial has the terminal already; connect one of them elsewhere: --console \
+             off or pty, say"
+        ]
+    );
+    // Of the debug console there is no input that two could want.
+    let options = ["--console", "tty", "--debug-console", "tty"];
+    assert_eq!(problems(Isa::X86_64, &options), [""; 0]);
+}
+
+/// As in the compatible interface, but that a default gives way where it would only be in the way.
+#[test]
+fn a_console_that_nobody_asked_for_is_the_terminal_if_that_can_be() {
+    let mode = |config: VmConfig| config.console.unwrap().mode;
+    let body = |members: &str| {
+        let text = format!(r#"{{"payload": {{"kernel": "k"}}{members}}}"#);
+        VmConfig::from_json(text.as_bytes()).unwrap()
+    };
+    for config in [
+        configured(&[]),
+        body(""),
+        configured(&["--serial", "pty"]),
+        body(r#", "console": {"mode": "Tty"}"#),
+    ] {
+        assert_eq!(config.validate(Isa::Aarch64), Ok(()));
+        assert_eq!(config.device_ids(), ["__rng", "__console"]);
+        assert_eq!(mode(config), ConsoleMode::Tty);
+    }
+    for config in [
+        configured(&["--serial", "tty"]),
+        body(r#", "serial": {"mode": "Tty"}"#),
+        configured(&["--platform", "acpi=off"]),
+        body(r#", "platform": {"acpi": false}"#),
+        configured(&["--console", "off"]),
+    ] {
+        assert_eq!(config.validate(Isa::Aarch64), Ok(()));
+        assert!(!config.device_ids().contains(&"__console".to_owned()));
+        assert_eq!(mode(config), ConsoleMode::Off);
+    }
+    // Where all places of the segment are taken.
+    let paths: Vec<String> = (0..30).map(|i| format!("path=/d{i}")).collect();
+    let mut options = vec!["--device"];
+    options.extend(paths.iter().map(String::as_str));
+    assert_eq!(mode(configured(&options)), ConsoleMode::Off);
+    assert_eq!(problems(Isa::X86_64, &options), [""; 0]);
+    options.pop();
+    assert_eq!(mode(configured(&options)), ConsoleMode::Tty);
+    assert_eq!(problems(Isa::X86_64, &options), [""; 0]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Seek};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
 
+use super::queue::{Sizes, resize};
 use super::*;
 use crate::console::pty::Pty;
 use crate::console::terminal;
@@ -39,6 +40,9 @@ fn act() {
     let Ok(role) = env::var(ROLE) else { return };
     if role == "shell" {
         return shell();
+    }
+    if role == "screen" {
+        return screen();
     }
     let backend = Backend::open(&Mode::Tty).unwrap();
     let mut port = backend.port();
@@ -112,6 +116,55 @@ fn shell() {
     let result = unsafe { libc::tcsetpgrp(0, i32::try_from(job.id()).unwrap()) };
     assert_eq!(result, 0);
     assert!(job.wait().unwrap().success());
+}
+
+/// Waits until the terminal has got another size, and tells of it.
+fn screen() {
+    let backend = Backend::open_for_queue(&Mode::Tty).unwrap();
+    let sizes = Sizes::attach(&backend.port());
+    let mut manager = EventManager::<Backend>::new().unwrap();
+    manager.add_subscriber(backend);
+    eprintln!("ready");
+    // Only the signal ends this.
+    let start = Instant::now();
+    while sizes.last().is_none() && start.elapsed() < PATIENCE {
+        manager.run_with_timeout(-1).unwrap();
+    }
+    let Size { columns, rows } = sizes.last().unwrap();
+    eprintln!("{columns}x{rows}");
+}
+
+#[test]
+fn the_terminal_tells_of_its_size_by_a_signal() {
+    let pty = Pty::open().unwrap();
+    let terminal = open_slave(pty.path());
+    let mut command = child("screen", &["setsid", "--ctty", "--wait"]);
+    command
+        .stdin(terminal.try_clone().unwrap())
+        .stdout(terminal);
+    // SAFETY: changes the mask of the child alone, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            signal::block_signal(libc::SIGWINCH).map_err(|_| io::Error::other("sigmask"))
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let mut lines = BufReader::new(stderr).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "ready"));
+    resize(pty.path(), 123, 45);
+    assert!(lines.any(|line| line == "123x45"));
+    // What else is printed must not block it.
+    let printed = thread::spawn(move || lines.count());
+    let mut output = File::try_clone(&pty.master).unwrap();
+    wait_for("the child's end", || {
+        let _ = output.read(&mut [0; 4096]);
+        child
+            .try_wait()
+            .unwrap()
+            .is_some_and(|status| status.success())
+    });
+    printed.join().unwrap();
 }
 
 /// A terminal with a child process on it.

@@ -12,7 +12,8 @@ use super::{
     DeviceNodes, FunctionPlan, FunctionSource, IoWindow, PciPlan, SegmentPlan, VirtioKind,
 };
 use crate::config::{
-    DeviceConfig, DiskConfig, GenericInitiator, NetConfig, RngConfig, UserDeviceConfig, VmConfig,
+    ConsoleConfig, DeviceConfig, DiskConfig, GenericInitiator, NetConfig, RngConfig,
+    UserDeviceConfig, VmConfig, VsockConfig,
 };
 use crate::plan::numa;
 use crate::plan::{GpaRange, Gsi, HostFacts, MemoryPlan, PlanError};
@@ -191,6 +192,8 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
             nodes: nodes.map(|ids| told_by(ids, initiator)),
         })
     };
+    let console = config.console.iter();
+    let console = console.filter(|console| console.is_there());
     let places = config
         .devices
         .iter()
@@ -199,7 +202,9 @@ fn requests(config: &VmConfig, host: &HostFacts) -> Result<Vec<Request>, PlanErr
         // Devices that are passed through have the lowest slots, whatever else the machine has.
         .chain(config.disks.iter().map(Place::of_disk))
         .chain(config.net.iter().map(Place::of_net))
-        .chain(config.rng.iter().map(Place::of_entropy));
+        .chain(config.rng.iter().map(Place::of_entropy))
+        .chain(console.map(Place::of_console))
+        .chain(config.vsock.iter().map(Place::of_sockets));
     config
         .device_ids()
         .into_iter()
@@ -346,6 +351,31 @@ impl Place {
         } = config;
         let place = (*pci_segment, *pci_device_id);
         Self::of_virtio(VirtioKind::Rng, config.option(), place)
+    }
+
+    fn of_console(config: &ConsoleConfig) -> Self {
+        let ConsoleConfig {
+            mode: _,
+            file: _,
+            socket: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Console, config.option(), place)
+    }
+
+    fn of_sockets(config: &VsockConfig) -> Self {
+        let VsockConfig {
+            cid: _,
+            socket: _,
+            id: _,
+            pci_segment,
+            pci_device_id,
+        } = config;
+        let place = (*pci_segment, *pci_device_id);
+        Self::of_virtio(VirtioKind::Vsock, config.option(), place)
     }
 
     fn of_virtio(kind: VirtioKind, option: String, (segment, device): (u16, Option<u8>)) -> Self {

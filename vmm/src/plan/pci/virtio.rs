@@ -21,10 +21,14 @@ const SUBSYSTEM: u16 = 0x1100;
 pub enum VirtioKind {
     /// A disk.
     Block,
+    /// A console.
+    Console,
     /// A network interface.
     Net,
     /// A source of entropy.
     Rng,
+    /// Sockets between guest and host.
+    Vsock,
 }
 
 impl VirtioKind {
@@ -58,7 +62,9 @@ impl VirtioKind {
         match self {
             Self::Net => 1,
             Self::Block => 2,
+            Self::Console => 3,
             Self::Rng => 4,
+            Self::Vsock => 19,
         }
     }
 
@@ -67,10 +73,14 @@ impl VirtioKind {
         match self {
             // A SCSI controller: what comes nearest.
             Self::Block => 0x01_00_00,
+            // A communication controller of another kind.
+            Self::Console => 0x07_80_00,
             // An Ethernet controller.
             Self::Net => 0x02_00_00,
             // There is no class for it.
             Self::Rng => 0xff_00_00,
+            // A communication controller of another kind.
+            Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -79,8 +89,10 @@ impl fmt::Display for VirtioKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Block => "virtio-blk",
+            Self::Console => "virtio-console",
             Self::Net => "virtio-net",
             Self::Rng => "virtio-rng",
+            Self::Vsock => "virtio-vsock",
         })
     }
 }

@@ -29,7 +29,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// The commands of the compatible interface and ours: arguments, method, route, body.
-const COMMAND_LINES: [(&str, Method, &str, &str); 34] = [
+const COMMAND_LINES: [(&str, Method, &str, &str); 35] = [
     (
         "add-device path=/d,id=gpu0,guest_numa_ids=[2-9]",
         Method::Put,
@@ -47,6 +47,12 @@ const COMMAND_LINES: [(&str, Method, &str, &str); 34] = [
         Method::Put,
         "vm.add-net",
         r#"{"num_queues":4,"offload_csum":true,"offload_tso":false,"offload_ufo":true,"pci_segment":0,"queue_size":256,"tap":"t"}"#,
+    ),
+    (
+        "add-vsock cid=3,socket=/s",
+        Method::Put,
+        "vm.add-vsock",
+        r#"{"cid":3,"pci_segment":0,"socket":"/s"}"#,
     ),
     (
         "add-user-device socket=/s,pci_segment=1",
@@ -158,12 +164,11 @@ const COMMAND_LINES: [(&str, Method, &str, &str); 34] = [
 ];
 
 /// Commands whose options are not there yet, with what they are given.
-const NOT_YET: [&str; 8] = [
+const NOT_YET: [&str; 7] = [
     "add-fs tag=a,socket=/s",
     "add-generic-vhost-user socket=/s,queue_sizes=[1],device_type=1",
     "add-pmem file=/p",
     "add-vdpa path=/v",
-    "add-vsock cid=3,socket=/s",
     "receive-migration receiver_url=unix:/m",
     "restore source_url=file:///s",
     "send-migration destination_url=unix:/m --local",

@@ -37,8 +37,7 @@ fn images_of_other_formats_are_told_apart_unless_called_raw() {
     let mut vhd = vec![0; 1024];
     vhd[512..520].copy_from_slice(b"conectix");
     for (bytes, name) in [
-        (&b"QFI\xfb\0\0\0\x03"[..], "qcow2"),
-        (b"vhdxfile", "VHDX"),
+        (&b"vhdxfile"[..], "VHDX"),
         (b"conectix", "VHD"),
         (&vhd, "VHD"),
     ] {

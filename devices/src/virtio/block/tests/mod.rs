@@ -1,5 +1,7 @@
 mod image;
+mod limits;
 mod property;
+pub(super) mod qcow2;
 mod requests;
 mod running;
 
@@ -40,6 +42,7 @@ fn options(path: &Path) -> ImageOptions<'_> {
         direct: false,
         sparse: true,
         format: ImageFormat::Raw,
+        backing_files: false,
         lock: Lock::ByteRange,
         serial: None,
     }
@@ -64,6 +67,7 @@ fn parts(image: Image, engine: EngineChoice) -> BlockParts {
         queue_size: 16,
         host_cpus: Vec::new(),
         engine,
+        limits: None,
     }
 }
 

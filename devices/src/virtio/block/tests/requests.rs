@@ -1,4 +1,5 @@
 //! Every request, rightly and wrongly made, with both ways to ask the host.
+#![expect(unsafe_code, reason = "replaces a file that is open")]
 
 use std::collections::BTreeMap;
 
@@ -45,6 +46,50 @@ fn what_is_written_is_in_the_image() {
         let two = [readable(DATA, 1024)];
         assert_eq!(ask(&mut driver, OUT, last, &two).0, IO_ERROR);
         assert_eq!(contents(&file), expected);
+    }
+}
+
+/// A table that all requests of a queue have in common takes little of a guest, and no more of the host.
+#[test]
+fn requests_of_more_descriptors_than_there_may_be_get_nothing() {
+    /// The most.
+    const MOST: u16 = 1024;
+    let table = 0x2_0000;
+    for engine in ENGINES {
+        let (mut driver, _file) = ordinary(engine);
+        let entry = |driver: &Driver, at: u16, buffer: Buffer, next: Option<u16>| {
+            let mut bytes = buffer.gpa.to_le_bytes().to_vec();
+            bytes.extend(buffer.length.to_le_bytes());
+            let flags = u16::from(buffer.writable) * 2 + u16::from(next.is_some());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(next.unwrap_or_default().to_le_bytes());
+            driver.fill(table + u64::from(at) * 16, &bytes);
+        };
+        let ask = |driver: &mut Driver, entries: u32| {
+            put_header(driver, HEADER, IN, 0);
+            driver.fill(STATUS, &[0xff]);
+            driver.describe(0, 0, readable(table, entries * 16), 4, 0);
+            driver.offer(0, 0);
+            driver.kick(0);
+            let (head, written) = driver.wait_used(0);
+            assert_eq!(head, 0);
+            (driver.bytes(STATUS, 1)[0], written)
+        };
+        for (count, answer) in [(MOST, (OK, 1025)), (MOST + 1, (0xff, 0))] {
+            // Bytes one by one, and the rest of two sectors.
+            entry(&driver, 0, readable(HEADER, 16), Some(1));
+            let last = count - 2;
+            for at in 1..last {
+                entry(&driver, at, writable(DATA, 1), Some(at + 1));
+            }
+            let rest = 1024 - u32::from(last - 1);
+            entry(&driver, last, writable(DATA, rest), Some(last + 1));
+            entry(&driver, last + 1, writable(STATUS, 1), None);
+            assert_eq!(ask(&mut driver, count.into()), answer, "{count}");
+        }
+        // As many as a table can have, since it goes in a circle.
+        entry(&driver, 1, writable(DATA, 512), Some(1));
+        assert_eq!(ask(&mut driver, 0xffff), (0xff, 0));
     }
 }
 
@@ -331,4 +376,59 @@ fn what_was_moved_is_counted() {
         assert!(values["read_latency_max"] >= values["read_latency_avg"]);
         assert!(values["read_latency_min"] <= values["read_latency_avg"]);
     }
+}
+
+/// The host says once that it could not write, and forgets it, and perhaps the data: no later flush can
+/// say that all is well.
+#[test]
+fn a_flush_that_has_failed_fails_for_good() {
+    for engine in ENGINES {
+        // Writing to it succeeds; it cannot be synced.
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let image = Arc::new(Image::of_file(null.try_clone().unwrap(), SIZE as u64));
+        let start = |image: &Arc<Image>| {
+            let parts = BlockParts {
+                image: Arc::clone(image),
+                queues: 2,
+                queue_size: 16,
+                host_cpus: Vec::new(),
+                engine,
+                limits: None,
+            };
+            let mut driver = Driver::new(Box::new(Block::new(parts)));
+            driver.start(0, 16);
+            driver
+        };
+        let mut driver = start(&image);
+        assert_eq!(ask(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, OK);
+        assert!(!image.is_unflushed());
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        assert!(image.is_unflushed());
+        // It could be synced now.
+        let good = tempfile::tempfile().unwrap();
+        replace(image.fd(), &good);
+        assert_eq!(ask(&mut driver, OUT, 0, &[readable(DATA, 512)]).0, OK);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        drop(driver);
+        // The guest boots again, and has the same image.
+        let mut driver = start(&image);
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, IO_ERROR);
+        assert_eq!(ask(&mut driver, IN, 0, &[writable(DATA, 512)]).0, OK);
+        drop(driver);
+        // An image that never failed to be flushed is.
+        let mut driver = start(&Arc::new(Image::of_file(good, SIZE as u64)));
+        assert_eq!(ask(&mut driver, FLUSH, 0, &[]).0, OK);
+    }
+}
+
+/// Lets a descriptor be another file.
+fn replace(fd: std::os::fd::RawFd, file: &File) {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: takes numbers alone, and whoever has the descriptor goes on having one.
+    let done = unsafe { libc::dup2(file.as_raw_fd(), fd) };
+    assert_eq!(done, fd);
 }

@@ -8,7 +8,7 @@ use crate::virtio::testing::PATIENCE;
 
 /// Makes eight requests available, of two sectors each, without telling. The header of each is at
 /// `HEADER` and 16 bytes further for the next, its data at `DATA` and 1 KiB further.
-fn make_eight(driver: &mut Driver, queue: usize, kind: u32) {
+pub fn make_eight(driver: &mut Driver, queue: usize, kind: u32) {
     // Three descriptors each, 24 of 32.
     for number in 0..8_u16 {
         let at = u64::from(number) + queue as u64 * 8;
@@ -236,7 +236,7 @@ fn writes_are_synchronous_without_flushes() {
 #[test]
 fn disks_do_without_io_uring_where_it_is_refused() {
     use crate::virtio::block::engine::Engine;
-    let engine = Engine::new(-1, u16::MAX);
-    assert!(matches!(engine, Engine::Calls { file: -1 }));
+    let engine = Engine::new(u16::MAX);
+    assert!(matches!(engine, Engine::Calls));
     assert!(engine.event().is_none() && !engine.is_busy());
 }

@@ -12,7 +12,9 @@ pub fn any_id() -> impl Strategy<Value = Option<String>> {
         "_vfio_user0",
         "_disk0",
         "_net0",
+        "_vsock0",
         "__rng",
+        "__console",
         "a",
     ]
     .map(|id| Some(id.to_owned()));
@@ -21,6 +23,11 @@ pub fn any_id() -> impl Strategy<Value = Option<String>> {
         any::<String>().prop_map(Some),
         prop::sample::select(named.to_vec()),
     ]
+}
+
+/// Any name, segment and device number.
+pub fn any_place() -> impl Strategy<Value = (Option<String>, u16, Option<u8>)> {
+    (any_id(), any::<u16>(), any::<Option<u8>>())
 }
 
 /// Any nodes, often few and small enough to be those of `--numa`.
@@ -79,6 +86,17 @@ prop_compose! {
         (pci_segment, pci_device_id) in any::<(u16, Option<u8>)>(),
     ) -> RngConfig {
         RngConfig { src: src.into(), id, pci_segment, pci_device_id }
+    }
+}
+
+prop_compose! {
+    pub fn any_vsock()(
+        cid in any::<u32>(),
+        socket in any::<String>(),
+        id in any_id(),
+        (pci_segment, pci_device_id) in any::<(u16, Option<u8>)>(),
+    ) -> VsockConfig {
+        VsockConfig { cid, socket: socket.into(), id, pci_segment, pci_device_id }
     }
 }
 
@@ -233,6 +251,14 @@ proptest! {
         let mut text = format!("src={},iommu=off", quoted(src.to_str().unwrap()));
         push_place(&mut text, id, *pci_segment, *pci_device_id);
         prop_assert_eq!(option("rng", &text), Ok(config));
+    }
+
+    #[test]
+    fn sockets_survive_the_command_line(config in any_vsock()) {
+        let VsockConfig { cid, socket, id, pci_segment, pci_device_id } = &config;
+        let mut text = format!("cid={cid},iommu=off,socket={}", quoted(socket.to_str().unwrap()));
+        push_place(&mut text, id, *pci_segment, *pci_device_id);
+        prop_assert_eq!(option("vsock", &text), Ok(config));
     }
 
     #[test]

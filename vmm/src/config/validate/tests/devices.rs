@@ -202,7 +202,7 @@ fn every_device_has_a_name() {
     for (options, names) in [
         (
             &["--device", "path=/d", "path=/e"][..],
-            &["_vfio0", "_vfio1", "__rng"][..],
+            &["_vfio0", "_vfio1", "__rng", "__console"][..],
         ),
         (
             &[
@@ -212,21 +212,21 @@ fn every_device_has_a_name() {
                 "--user-device",
                 "socket=/s",
             ],
-            &["a", "_vfio1", "_vfio_user0", "__rng"],
+            &["a", "_vfio1", "_vfio_user0", "__rng", "__console"],
         ),
         (
             &["--device", "path=/d,id=_vfio1", "path=/e", "path=/f"],
-            &["_vfio1", "_vfio2", "_vfio3", "__rng"],
+            &["_vfio1", "_vfio2", "_vfio3", "__rng", "__console"],
         ),
         (
             &["--device", "path=/d", "path=/e,id=_vfio0", "path=/f"],
-            &["_vfio1", "_vfio0", "_vfio2", "__rng"],
+            &["_vfio1", "_vfio0", "_vfio2", "__rng", "__console"],
         ),
         (
             &["--rng", "src=/r", "--device", "path=/d"],
-            &["_vfio0", "__rng"],
+            &["_vfio0", "__rng", "__console"],
         ),
-        (&["--rng", "id=entropy"], &["entropy"]),
+        (&["--rng", "id=entropy"], &["entropy", "__console"]),
     ] {
         assert_eq!(configured(options).device_ids(), names, "{options:?}");
     }

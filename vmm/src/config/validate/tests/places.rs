@@ -47,6 +47,96 @@ fn a_source_of_entropy_is_checked() {
     }
 }
 
+#[test]
+fn a_console_is_checked() {
+    for options in [
+        &["--console", "null,id=__console,iommu=off"][..],
+        &["--console", "file=/f,id=a,pci_device_id=31"],
+        &["--console", "socket=/s"],
+        &[
+            "--platform",
+            "num_pci_segments=2",
+            "--console",
+            "pty,pci_segment=1,pci_device_id=0",
+        ],
+    ] {
+        assert_eq!(problems(Isa::Aarch64, options), [""; 0], "{options:?}");
+    }
+    for (value, message) in [
+        (
+            "pty,id=__rng",
+            "--console pty,id=__rng: names that begin with __ are generated; only __console is allowed \
+             here",
+        ),
+        (
+            "file=/f,pci_segment=1",
+            "--console file=/f,pci_segment=1: must be less than --platform num_pci_segments=1",
+        ),
+        (
+            "off,id=a",
+            "--console off: has neither name nor place; drop id=, pci_segment= and pci_device_id=",
+        ),
+        ("file=\"\"", "--console file=: the path is empty"),
+    ] {
+        refuses("--console", value, message);
+    }
+    let options = ["--platform", "acpi=off", "--console", "null"];
+    assert_eq!(
+        problems(Isa::Aarch64, &options),
+        ["--console null: a guest with --platform acpi=off has no PCI yet; drop one of the two"]
+    );
+}
+
+#[test]
+fn sockets_are_checked() {
+    let longest = format!("cid=4294967294,socket=/{}", "s".repeat(106));
+    for options in [
+        &["--vsock", "cid=3,socket=/s,id=_vsock0,iommu=off"][..],
+        &["--vsock", "cid=3,socket=s,id=sockets,pci_device_id=31"],
+        &["--vsock", &longest],
+        &[
+            "--platform",
+            "num_pci_segments=2",
+            "--vsock",
+            "cid=3,socket=/s,pci_segment=1,pci_device_id=0",
+        ],
+    ] {
+        assert_eq!(problems(Isa::Aarch64, options), [""; 0], "{options:?}");
+    }
+    for cid in [0, 1, 2, u32::MAX] {
+        refuses(
+            "--vsock",
+            &format!("cid={cid},socket=/s"),
+            &format!("--vsock cid={cid}: a guest's context is 3 to 4294967294"),
+        );
+    }
+    let at = "--vsock cid=3,socket=/s";
+    let long = format!("/{}", "s".repeat(107));
+    for (value, message) in [
+        (
+            "cid=3,socket=\"\"",
+            "--vsock cid=3,socket=: the path is empty".to_owned(),
+        ),
+        (
+            &format!("cid=3,socket={long}"),
+            format!("--vsock cid=3,socket={long}: a socket's path has at most 107 bytes"),
+        ),
+        (
+            "cid=3,socket=/s,id=_disk0",
+            format!(
+                "{at},id=_disk0: names that begin with _disk are generated; only _vsock<number> is \
+                 allowed here"
+            ),
+        ),
+        (
+            "cid=3,socket=/s,pci_segment=1",
+            format!("{at},pci_segment=1: must be less than --platform num_pci_segments=1"),
+        ),
+    ] {
+        refuses("--vsock", value, &message);
+    }
+}
+
 /// Devices of all kinds share names, places and the room of a segment.
 #[test]
 fn devices_of_other_kinds_are_in_the_way_too() {
@@ -81,13 +171,28 @@ fn devices_of_other_kinds_are_in_the_way_too() {
 
 #[test]
 fn devices_of_every_kind_can_be_taken_out() {
-    let mut config = configured(&["--rng", "src=/r", "--device", "path=/d", "path=/e"]);
+    let mut config = configured(&[
+        "--vsock",
+        "cid=3,socket=/s",
+        "--rng",
+        "src=/r",
+        "--device",
+        "path=/d",
+        "path=/e",
+    ]);
+    let names = ["_vfio0", "_vfio1", "__rng", "_vsock0"];
+    assert_eq!(config.device_ids(), names);
+    assert!(config.remove_device("_vsock0"));
+    assert_eq!(config.vsock, None);
     assert!(!config.remove_device("_rng"));
     assert!(config.remove_device("__rng"));
     assert_eq!(config.rng, None);
     assert!(config.remove_device("_vfio0"));
-    assert_eq!(config.device_ids(), ["_vfio1"]);
+    assert_eq!(config.device_ids(), ["_vfio1", "__console"]);
     assert!(!config.remove_device("__rng"));
+    assert!(config.remove_device("__console"));
+    assert_eq!(config.console, None);
+    assert_eq!(config.device_ids(), ["_vfio1"]);
 }
 
 /// Such a device owns no nodes.

@@ -73,14 +73,15 @@ fn host(isa: Isa, config: &VmConfig, facts: &DeviceFacts) -> HostFacts {
     host
 }
 
-/// What the command line asks for, not validated, without the source of entropy that it does not ask
-/// for.
+/// What the command line asks for, not validated, without what every guest is given unless it asks
+/// for it.
 fn asked(line: &str) -> VmConfig {
     let words = ["cloud-hypervisor", "--kernel", "k", "--plan"];
     let words = words.into_iter().chain(line.split_whitespace());
     match cli::parse(words.map(Into::into)) {
         Ok(Command::Plan { config, .. }) => VmConfig {
             rng: config.rng.filter(|_| line.contains("--rng")),
+            console: config.console.filter(|_| line.contains("--console")),
             ..*config
         },
         other => panic!("{line}: {other:?}"),

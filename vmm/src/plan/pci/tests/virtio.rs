@@ -55,7 +55,7 @@ fn a_virtio_device_is_what_its_specification_says() {
 
 #[test]
 fn disks_and_networks_come_before_what_there_is_one_of() {
-    let line = "--rng src=/r --net tap=t --disk path=/i path=/j,id=j,pci_segment=1 path=/k \
+    let line = "--vsock cid=3,socket=/s --rng src=/r --net tap=t --disk path=/i path=/j,id=j,pci_segment=1 path=/k \
                 --platform num_pci_segments=2 --device path=/a";
     for isa in ISAS {
         let plan = plan(isa, line, &device(&[]));
@@ -65,6 +65,7 @@ fn disks_and_networks_come_before_what_there_is_one_of() {
             ("_disk2", "0000:00:03.0"),
             ("_net0", "0000:00:04.0"),
             ("__rng", "0000:00:05.0"),
+            ("_vsock0", "0000:00:06.0"),
             ("j", "0001:00:01.0"),
         ];
         assert_eq!(slots(&plan), expected.map(|(id, bdf)| (id, bdf.to_owned())));
@@ -74,6 +75,11 @@ fn disks_and_networks_come_before_what_there_is_one_of() {
         assert_eq!(disk.facts, kind.facts());
         let identity = disk.facts.identity;
         assert_eq!((identity.device, identity.class), (0x1042, 0x01_00_00));
+        let sockets = function(&plan, "_vsock0");
+        let kind = VirtioKind::Vsock;
+        assert_eq!(sockets.source, FunctionSource::Virtio { kind });
+        let identity = sockets.facts.identity;
+        assert_eq!((identity.device, identity.class), (0x1053, 0x07_80_00));
         let net = function(&plan, "_net0");
         let kind = VirtioKind::Net;
         assert_eq!(net.source, FunctionSource::Virtio { kind });

@@ -1,0 +1,106 @@
+//! Loads, and what carrying one out has taken.
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+
+use crate::guest::Guest;
+
+/// What the disk is asked for.
+pub struct Load {
+    access: &'static str,
+    order: &'static str,
+    bytes: usize,
+    /// Requests of each queue at once.
+    pub depth: usize,
+}
+
+/// Every load.
+pub const LOADS: [Load; 4] = [
+    Load::new("read", "random", 4 << 10, 16),
+    Load::new("write", "random", 4 << 10, 16),
+    Load::new("read", "sequential", 1 << 20, 4),
+    Load::new("write", "sequential", 1 << 20, 4),
+];
+
+impl Load {
+    const fn new(access: &'static str, order: &'static str, bytes: usize, depth: usize) -> Self {
+        Self {
+            access,
+            order,
+            bytes,
+            depth,
+        }
+    }
+
+    /// Lets a guest carry it out, from a thread for each queue.
+    pub fn run(&self, guest: &mut Guest, jobs: usize, requests: u64) -> Result<Measured> {
+        let Self {
+            access,
+            order,
+            bytes,
+            depth,
+        } = self;
+        let order = format!("{access} {order} {bytes} {depth} {jobs} {requests}");
+        let (numbers, used) = guest.carry_out(&order)?;
+        let numbers = numbers.split_whitespace().map(str::parse);
+        let numbers: Vec<u64> = numbers.collect::<Result<_, _>>()?;
+        let [nanoseconds, driver, interrupts] = numbers[..] else {
+            bail!("a guest has said {numbers:?}");
+        };
+        // Large ones are several of the driver's.
+        let each = |count: u64| count as f64 / driver as f64;
+        let seconds = nanoseconds as f64 / 1e9;
+        Ok(Measured {
+            seconds,
+            rate: requests as f64 * *bytes as f64 / f64::from(1 << 20) / seconds,
+            // A host of its own has no emulator: its guest's clock is as good.
+            work: each(used.emulator.unwrap_or(nanoseconds)) / 1e3,
+            cpu: each(used.nanoseconds) / 1e3,
+            device_cpu: each(used.device_nanoseconds) / 1e3,
+            exits: each(used.exits),
+            mmio: each(used.mmio),
+            interrupts: each(interrupts),
+            waits: each(used.waits),
+        })
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            access,
+            order,
+            bytes,
+            depth: _,
+        } = self;
+        let size = match bytes >> 20 {
+            0 => format!("{} KiB", bytes >> 10),
+            count => format!("{count} MiB"),
+        };
+        f.pad(&format!("{size} {order} {access}"))
+    }
+}
+
+/// What a run has taken. All but the first two are for each request of the guest's driver.
+pub struct Measured {
+    /// How long it took by the guest's clock.
+    pub seconds: f64,
+    /// MiB in a second.
+    pub rate: f64,
+    /// What the whole emulated host took of a real CPU, in microseconds. Whoever else wants that CPU makes this
+    /// no longer.
+    pub work: f64,
+    /// CPU time of the VMM's process by the host's clock, the guest's included, in microseconds.
+    pub cpu: f64,
+    /// What of it threads took that are no vCPUs'.
+    pub device_cpu: f64,
+    /// How often a vCPU left the guest.
+    pub exits: f64,
+    /// How often it did so for an access to a device that KVM gave to the VMM.
+    pub mmio: f64,
+    /// Interrupts of the disk's queues.
+    pub interrupts: f64,
+    /// How often threads that are no vCPUs' have waited.
+    pub waits: f64,
+}
