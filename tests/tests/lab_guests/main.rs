@@ -7,6 +7,7 @@ mod cpus;
 mod device_loss;
 mod device_memory;
 mod disks_fs;
+mod everything;
 mod late_memory;
 mod lifecycle;
 mod matrix;

@@ -74,7 +74,7 @@ fn addresses_are_chosen_with_names() {
     let chosen = config.net[0].mac.clone().unwrap();
     assert!(chosen.starts_with(|digit: char| digit.is_ascii_hexdigit()));
     assert_eq!(config.net[1].mac.as_deref(), Some("52:54:00:00:00:01"));
-    assert_eq!(config.device_ids(), ["_net0", "b", "__rng"]);
+    assert_eq!(config.device_ids(), ["_net0", "b", "__rng", "__console"]);
     let named = config.clone();
     config.name_devices();
     assert_eq!(config, named);

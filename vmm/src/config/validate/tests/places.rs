@@ -180,7 +180,7 @@ fn devices_of_every_kind_can_be_taken_out() {
         "path=/d",
         "path=/e",
     ]);
-    let names = ["_vfio0", "_vfio1", "__rng", "_vsock0"];
+    let names = ["_vfio0", "_vfio1", "__rng", "__console", "_vsock0"];
     assert_eq!(config.device_ids(), names);
     assert!(config.remove_device("_vsock0"));
     assert_eq!(config.vsock, None);
