@@ -35,7 +35,7 @@ fn any_ring() -> impl Strategy<Value = Place> {
 
 fn any_length() -> impl Strategy<Value = Length> {
     prop_oneof![
-        8 => select(vec![0, 1, 2, 12, 15, 16, 17, 44, 64, 511, 512, 513, 1024, 4096]),
+        8 => select(vec![0, 1, 2, 4, 10, 12, 15, 16, 17, 44, 64, 511, 512, 513, 1024, 4096]),
         2 => 0..0x2000_u16,
         1 => FIRST_SPECIAL..=u16::MAX,
         1 => any::<u16>(),
@@ -58,8 +58,9 @@ fn any_part() -> impl Strategy<Value = Part> {
     })
 }
 
+/// Most devices have two or three queues, and none has more than six.
 fn queue() -> impl Strategy<Value = u8> {
-    0..4_u8
+    0..6_u8
 }
 
 /// A request as one might be: what the device reads, what it writes, and a byte to say how it went.
@@ -72,39 +73,45 @@ fn sound_chain() -> impl Strategy<Value = Step> {
         any::<bool>(),
         readable,
         writable,
-        1..30_u8,
+        // Of disks, of sockets, and of commands to a network interface.
+        (
+            1..30_u8,
+            prop_oneof![6 => Just(16), 1 => Just(44), 2 => Just(4), 1 => Just(10)],
+        ),
     )
-        .prop_map(|(queue, first, indirect, readable, writable, header)| {
-            let mut slot = 0;
-            let mut part = |length, flags, content| {
-                slot += 1;
-                let at = Place::Buffer {
-                    slot: first * 8 % 0x70 + slot,
-                    delta: 0,
+        .prop_map(
+            |(queue, first, indirect, readable, writable, (header, length))| {
+                let mut slot = 0;
+                let mut part = |length: u16, flags, content| {
+                    slot += 1;
+                    let at = Place::Buffer {
+                        slot: first * 8 % 0x70 + slot,
+                        delta: 0,
+                    };
+                    let length = Length(length);
+                    Part {
+                        at,
+                        length,
+                        flags,
+                        content,
+                    }
                 };
-                let length = Length(length);
-                Part {
-                    at,
-                    length,
-                    flags,
-                    content,
+                let mut parts = vec![part(length, 0, header)];
+                for (content, length) in readable.into_iter().skip(1) {
+                    parts.push(part(length, 0, content));
                 }
-            };
-            let mut parts = vec![part(16, 0, header)];
-            for (content, length) in readable.into_iter().skip(1) {
-                parts.push(part(length, 0, content));
-            }
-            for length in writable {
-                parts.push(part(length, flag::WRITABLE, 0));
-            }
-            parts.push(part(1, flag::WRITABLE, 0));
-            Step::Chain {
-                queue,
-                first,
-                indirect,
-                parts,
-            }
-        })
+                for length in writable {
+                    parts.push(part(length, flag::WRITABLE, 0));
+                }
+                parts.push(part(1, flag::WRITABLE, 0));
+                Step::Chain {
+                    queue,
+                    first,
+                    indirect,
+                    parts,
+                }
+            },
+        )
 }
 
 fn any_register() -> impl Strategy<Value = u16> {
