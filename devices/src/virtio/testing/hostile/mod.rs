@@ -40,6 +40,7 @@ const DEVICES: &[(&str, Make)] = &[
     ("block_readonly", || {
         Box::new(block::hostile::Disk::readonly())
     }),
+    ("block_qcow2", || Box::new(block::hostile::Qcow2Disk::new())),
     ("net", || Box::new(net::hostile::Host::new())),
     ("console", || Box::new(console::hostile::Host::new())),
     ("vsock", || Box::new(vsock::hostile::Host::new())),

@@ -65,6 +65,7 @@ devices!(
     block,
     block_direct,
     block_readonly,
+    block_qcow2,
     net,
     console,
     vsock
