@@ -300,3 +300,16 @@ fn a_driver_that_knows_one_pair_has_its_control_queue_behind_it() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(driver.take_used(6), None);
 }
+
+#[test]
+fn answers_behind_many_empty_buffers_are_not_given() {
+    let (mut driver, _peer, _backend) = started(0, 8);
+    driver.fill(COMMAND, &[1, 1]);
+    for (count, written) in [(1022, 1), (1023, 0)] {
+        let mut buffers = vec![readable(COMMAND, 0); count];
+        buffers.extend([readable(COMMAND, 2), writable(ANSWER, 1)]);
+        driver.make_table_available(CONTROL, 0, DATA, &buffers);
+        driver.kick(CONTROL);
+        assert_eq!(driver.wait_used(CONTROL), (0, written), "{count}");
+    }
+}
