@@ -63,55 +63,53 @@ fn queue() -> impl Strategy<Value = u8> {
     0..6_u8
 }
 
-/// A request as one might be: what the device reads, what it writes, and a byte to say how it went.
+/// A request as one might be: what the device reads, what it writes, and a byte to say how it went; or one
+/// of both alone, as frames and packets are.
 fn sound_chain() -> impl Strategy<Value = Step> {
-    let readable = vec((0..30_u8, select(vec![16, 512, 1024_u16])), 1..4);
+    // The last one is 64 KiB, two of which are more than any frame.
+    let readable = select(vec![16, 64, 512, 1024, 1024, 0xfff3]);
+    let readable = vec((0..30_u8, readable), 1..4);
     let writable = vec(select(vec![64, 512, 1024_u16]), 0..4);
+    // Headers of disks, of sockets, and of frames, and commands to a network interface.
+    let header =
+        prop_oneof![6 => Just(16), 1 => Just(44), 1 => Just(12), 2 => Just(4), 1 => Just(10)];
+    let kinds = select(vec![
+        (true, true),
+        (true, true),
+        (true, false),
+        (false, true),
+    ]);
     (
-        queue(),
-        0..16_u8,
-        any::<bool>(),
+        (queue(), 0..16_u8, any::<bool>(), kinds),
         readable,
         writable,
-        // Of disks, of sockets, and of commands to a network interface.
-        (
-            1..30_u8,
-            prop_oneof![6 => Just(16), 1 => Just(44), 2 => Just(4), 1 => Just(10)],
-        ),
+        (1..30_u8, header),
     )
-        .prop_map(
-            |(queue, first, indirect, readable, writable, (header, length))| {
-                let mut slot = 0;
-                let mut part = |length: u16, flags, content| {
-                    slot += 1;
-                    let at = Place::Buffer {
-                        slot: first * 8 % 0x70 + slot,
-                        delta: 0,
-                    };
-                    let length = Length(length);
-                    Part {
-                        at,
-                        length,
-                        flags,
-                        content,
-                    }
-                };
-                let mut parts = vec![part(length, 0, header)];
-                for (content, length) in readable.into_iter().skip(1) {
-                    parts.push(part(length, 0, content));
+        .prop_map(|(place, readable, writable, (header, length))| {
+            let (queue, first, indirect, (reads, writes)) = place;
+            let readable = readable.into_iter().skip(1);
+            let readable = [(header, length)].into_iter().chain(readable);
+            let readable = readable.map(|(content, length)| (length, 0, content));
+            let writable = writable.into_iter().chain([1]);
+            let writable = writable.map(|length| (length, flag::WRITABLE, 0));
+            let parts = readable.filter(|_| reads);
+            let parts = parts.chain(writable.filter(|_| writes));
+            let parts = parts.zip(1_u8..).map(|((length, flags, content), slot)| {
+                let slot = first * 8 % 0x70 + slot;
+                Part {
+                    at: Place::Buffer { slot, delta: 0 },
+                    length: Length(length),
+                    flags,
+                    content,
                 }
-                for length in writable {
-                    parts.push(part(length, flag::WRITABLE, 0));
-                }
-                parts.push(part(1, flag::WRITABLE, 0));
-                Step::Chain {
-                    queue,
-                    first,
-                    indirect,
-                    parts,
-                }
-            },
-        )
+            });
+            Step::Chain {
+                queue,
+                first,
+                indirect,
+                parts: parts.collect(),
+            }
+        })
 }
 
 fn any_register() -> impl Strategy<Value = u16> {
