@@ -89,7 +89,7 @@ pub struct Ram {
 }
 
 impl Ram {
-    pub fn new() -> Self {
+    pub(in crate::virtio) fn new() -> Self {
         let mapping = Mapping::new(RAM);
         let memory = Arc::new(GuestMemory::default());
         memory.map(&mapping.at(0)).unwrap();
