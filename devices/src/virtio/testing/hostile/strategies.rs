@@ -140,6 +140,7 @@ fn queue_steps() -> impl Strategy<Value = Step> {
         }),
         8 => queue().prop_map(|queue| Step::Kick { queue }),
         1 => queue().prop_map(|queue| Step::Notify { queue }),
+        4 => any::<u8>().prop_map(|what| Step::Host { what }),
         2 => (queue(), 0..20_u16, any_place(), any_length(), 0..8_u16, 0..20_u16).prop_map(
             |(queue, at, buffer, length, flags, next)| Step::Describe {
                 queue,
@@ -189,7 +190,6 @@ fn device_steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::Leave),
         2 => Just(Step::Return),
         3 => Just(Step::Rest),
-        3 => any::<u8>().prop_map(|what| Step::Host { what }),
     ]
 }
 
