@@ -193,21 +193,31 @@ fn device_steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Requests that the device is told of, and what happens before they can be done.
+/// Requests that the device is told of, and what happens before they can be done: some are of memory that
+/// goes, and the host has something for them just then.
 fn in_the_midst() -> impl Strategy<Value = Vec<Step>> {
     let event = select(vec![
-        vec![Step::Pause, Step::Rest, Step::Resume],
-        vec![Step::Reset, Step::Rest],
-        vec![Step::Leave, Step::Rest, Step::Return],
+        (Step::Pause, Step::Resume),
+        (Step::Reset, Step::Rest),
+        (Step::Leave, Step::Return),
     ]);
-    (queue(), vec(sound_chain(), 1..4), event).prop_map(|(told, mut steps, event)| {
-        for step in &mut steps {
-            if let Step::Chain { queue, .. } = step {
+    let requests = vec((sound_chain(), any::<bool>()), 1..4);
+    let host = vec(any::<u8>().prop_map(|what| Step::Host { what }), 0..3);
+    (queue(), requests, event, host).prop_map(|(told, requests, (begin, end), host)| {
+        let mut steps = Vec::new();
+        for (mut step, goes) in requests {
+            if let Step::Chain { queue, parts, .. } = &mut step {
                 *queue = told;
+                for (part, at) in parts.iter_mut().zip(0..8_i16).filter(|_| goes) {
+                    let delta = at * 0x400;
+                    part.at = Place::Seam { delta };
+                }
             }
+            steps.push(step);
         }
-        steps.push(Step::Kick { queue: told });
-        steps.extend(event);
+        steps.extend([Step::Kick { queue: told }, begin]);
+        steps.extend(host);
+        steps.extend([Step::Rest, end]);
         steps
     })
 }
