@@ -78,7 +78,7 @@ impl Vmm {
             .arg("--initramfs")
             .arg(&archive)
             .args(["--cmdline", cmdline])
-            .args(["--serial", "tty", "--console", "off"]);
+            .args(["--serial", "tty"]);
         vmm.script = Some(initramfs.script().to_owned());
         vmm.files = Some(files);
         Ok(vmm)

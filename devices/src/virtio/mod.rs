@@ -39,7 +39,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use memory::{GuestMemory, Memory};
-pub use queue::{Chain, QueueInterrupt, VirtQueue};
+pub use queue::{Chain, MOST_DESCRIPTORS, QueueInterrupt, VirtQueue};
 pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 

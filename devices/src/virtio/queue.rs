@@ -12,6 +12,11 @@ use super::{Fault, GuestMemory, Memory};
 /// Descriptors that a driver has made available together: one request.
 pub type Chain = DescriptorChain<Arc<Memory>>;
 
+/// Descriptors of a request that are looked at, at most. A driver may not use more than its queue has entries
+/// (section 2.7.5.3.1), but a table has room for 65535, which may all be empty: without an end the driver
+/// would keep the thread, and whoever waits for it.
+pub const MOST_DESCRIPTORS: usize = 1024;
+
 /// No interrupt (section 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
 

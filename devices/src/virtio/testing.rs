@@ -408,6 +408,32 @@ impl Driver {
         self.offer(queue, first);
     }
 
+    /// Makes a request available whose descriptors are in a table of their own, without telling.
+    pub fn make_table_available(
+        &mut self,
+        queue: usize,
+        head: u16,
+        table: u64,
+        buffers: &[Buffer],
+    ) {
+        let mut bytes = Vec::new();
+        for (buffer, next) in buffers.iter().zip(1_u16..) {
+            let more = u16::from(usize::from(next) < buffers.len());
+            bytes.extend(buffer.gpa.to_le_bytes());
+            bytes.extend(buffer.length.to_le_bytes());
+            bytes.extend((more | u16::from(buffer.writable) << 1).to_le_bytes());
+            bytes.extend(next.to_le_bytes());
+        }
+        self.fill(table, &bytes);
+        let whole = Buffer {
+            gpa: table,
+            length: bytes.len() as u32,
+            writable: false,
+        };
+        self.describe(queue, head, whole, 4, 0);
+        self.offer(queue, head);
+    }
+
     /// Puts a head into the available ring.
     pub fn offer(&mut self, queue: usize, head: u16) {
         let DriverQueue {

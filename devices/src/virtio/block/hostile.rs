@@ -1,5 +1,7 @@
 //! What hostile drivers find: a disk in memory, parts of which are nobody's business.
 
+mod qcow2;
+
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -15,9 +17,15 @@ use crate::virtio::Device;
 use crate::virtio::testing::hostile::Subject;
 use crate::virtio::testing::{Buffer, Driver};
 
+pub use qcow2::Qcow2Disk;
+#[cfg(test)]
+pub use qcow2::{Tables, empty_image};
+
 /// Bytes of the disk.
 const SIZE: usize = 128 << 10;
 const SECTOR: usize = 512;
+/// The type of a request that writes.
+const OUT: u32 = 1;
 /// Bytes behind its end, in a sector that is not whole.
 const SECRET: usize = 24;
 
@@ -122,34 +130,39 @@ fn segment(sector: u64, count: u32, flags: u32) -> Vec<u8> {
     bytes
 }
 
+/// Headers and segments of requests, for a disk of so many bytes.
+fn requests(size: usize) -> Vec<Vec<u8>> {
+    let last = (size / SECTOR) as u64 - 1;
+    let mut contents = Vec::new();
+    // Reads, writes, flushes, ids, discards, zeroes, and what nobody knows.
+    for kind in [0, OUT, 4, 8, 11, 13, 2] {
+        contents.push(header(kind, 1));
+    }
+    for sector in [0, last, last + 1, u64::MAX, u64::MAX / 512] {
+        contents.push(header(0, sector));
+        contents.push(header(OUT, sector));
+    }
+    for (sector, count) in [
+        (0, 1),
+        (2, 4),
+        (last, 1),
+        (last, 2),
+        (u64::MAX, 1),
+        (1, u32::MAX),
+    ] {
+        contents.push(segment(sector, count, 0));
+        contents.push(segment(sector, count, 1));
+    }
+    contents
+}
+
 impl Subject for Disk {
     fn device(&mut self) -> Box<dyn Device> {
         Box::new(self.device.take().unwrap())
     }
 
     fn contents(&self) -> Vec<Vec<u8>> {
-        let last = (SIZE / SECTOR) as u64 - 1;
-        let mut contents = Vec::new();
-        // Reads, writes, flushes, ids, discards, zeroes, and what nobody knows.
-        for kind in [0, 1, 4, 8, 11, 13, 2] {
-            contents.push(header(kind, 1));
-        }
-        for sector in [0, last, last + 1, u64::MAX, u64::MAX / 512] {
-            contents.push(header(0, sector));
-            contents.push(header(1, sector));
-        }
-        for (sector, count) in [
-            (0, 1),
-            (2, 4),
-            (last, 1),
-            (last, 2),
-            (u64::MAX, 1),
-            (1, u32::MAX),
-        ] {
-            contents.push(segment(sector, count, 0));
-            contents.push(segment(sector, count, 1));
-        }
-        contents
+        requests(SIZE)
     }
 
     fn ask(&mut self, driver: &mut Driver) {

@@ -4,7 +4,7 @@ use vm_memory::GuestAddress;
 
 use super::backend::SECTOR;
 use crate::virtio::buffers::{Part, take};
-use crate::virtio::{Chain, Memory};
+use crate::virtio::{Chain, MOST_DESCRIPTORS, Memory};
 
 /// How a request has ended (section 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +67,6 @@ mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
-/// Descriptors of one request, at most: as many as a queue of the most requests has. A driver may not use
-/// more (section 2.7.5.3.1), and each takes room here.
-const MOST_DESCRIPTORS: usize = super::worker::MOST_AT_ONCE as usize;
 /// Bytes of a request's header.
 const HEADER: usize = 16;
 /// Bytes of a segment to discard or to write zeroes to.
@@ -82,8 +79,9 @@ impl Parser {
     pub fn parse(&mut self, chain: Chain, memory: &Memory) -> Request<'_> {
         self.readable.clear();
         self.writable.clear();
-        for descriptor in chain {
-            if self.readable.len() + self.writable.len() == MOST_DESCRIPTORS {
+        for (count, descriptor) in chain.enumerate() {
+            // Each takes room here.
+            if count == MOST_DESCRIPTORS {
                 return self.too_long();
             }
             let part = Part {

@@ -165,6 +165,37 @@ fn input_fills_the_buffers_that_the_driver_has_posted() {
     }
 }
 
+/// A table of empty buffers does not keep the thread.
+#[test]
+fn buffers_behind_many_empty_ones_carry_nothing() {
+    let host = Host::new(usize::MAX, None);
+    let mut driver = host.driver();
+    driver.start(0, 8);
+    driver.fill(BUFFERS, b"ab");
+    let behind = |count: usize, buffer: Buffer| {
+        let empty = Buffer {
+            length: 0,
+            ..buffer
+        };
+        let mut buffers = vec![empty; count];
+        buffers.push(buffer);
+        buffers
+    };
+    host.line.accept(b"cd");
+    for (count, carried) in [(1023, 2), (1024, 0)] {
+        let output = behind(count, readable(BUFFERS, 2));
+        driver.make_table_available(TRANSMIT, 0, BUFFERS + 0x1000, &output);
+        driver.kick(TRANSMIT);
+        assert_eq!(driver.wait_used(TRANSMIT), (0, 0));
+        assert_eq!(host.printed(), b"ab", "{count}");
+        let input = behind(count, writable(BUFFERS + 64, 2));
+        driver.make_table_available(RECEIVE, 0, BUFFERS + 0x1000, &input);
+        driver.kick(RECEIVE);
+        host.line.accept(b"e");
+        assert_eq!(driver.wait_used(RECEIVE), (0, carried), "{count}");
+    }
+}
+
 #[test]
 fn input_stays_on_the_host_while_there_are_no_buffers() {
     let host = Host::new(0, None);

@@ -3,11 +3,14 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address as _, Bytes as _};
 
 use super::backend::{Line, Size};
 use super::device::Shown;
-use crate::virtio::{Chain, ConfigChanges, Fault, Handler, Memory, Token, VirtQueue};
+use crate::virtio::{
+    Chain, ConfigChanges, Fault, Handler, MOST_DESCRIPTORS, Memory, Token, VirtQueue,
+};
 
 /// Queues by their numbers (section 5.3.2).
 const RECEIVE: u16 = 0;
@@ -205,10 +208,11 @@ fn come_again(queue: &VirtQueue) {
 }
 
 /// Fills the writable buffers of a request from the first on, and returns how many bytes are in them. A
-/// buffer that is not in memory ends the request.
+/// buffer that is not in memory ends the request, and so do as many descriptors as are looked at.
 fn fill(memory: &Memory, chain: Chain, bytes: &[u8]) -> usize {
     let mut rest = bytes;
-    for descriptor in chain.writable() {
+    let descriptors = chain.take(MOST_DESCRIPTORS);
+    for descriptor in descriptors.filter(Descriptor::is_write_only) {
         let (now, later) = rest.split_at(rest.len().min(descriptor.len() as usize));
         if memory.write_slice(now, descriptor.addr()).is_err() {
             break;
@@ -222,7 +226,7 @@ fn fill(memory: &Memory, chain: Chain, bytes: &[u8]) -> usize {
 }
 
 /// Puts the readable buffers of a request on the line, but for the first `sent` bytes. What is not in
-/// memory is left out.
+/// memory is left out, and what is behind as many descriptors as are looked at.
 fn send(line: &Line, memory: &Memory, chain: Chain, sent: &mut u64, turn: &mut usize) -> Sent {
     if *turn < REQUEST {
         return Sent::Later;
@@ -230,7 +234,8 @@ fn send(line: &Line, memory: &Memory, chain: Chain, sent: &mut u64, turn: &mut u
     *turn -= REQUEST;
     let mut buffer = [0; COPY];
     let mut end = 0;
-    for descriptor in chain.readable() {
+    let descriptors = chain.take(MOST_DESCRIPTORS);
+    for descriptor in descriptors.filter(|descriptor| !descriptor.is_write_only()) {
         let start = end;
         end += u64::from(descriptor.len());
         *sent = start.max(*sent);

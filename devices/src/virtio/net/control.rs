@@ -8,7 +8,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::backend::{NetBackend, is_gone};
 use super::device::{feature, offloads};
 use super::port::Port;
-use crate::virtio::{Chain, Fault, VirtQueue};
+use crate::virtio::{Chain, Fault, MOST_DESCRIPTORS, VirtQueue};
 
 /// Answers (section 5.1.6.5).
 const OK: u8 = 0;
@@ -111,7 +111,7 @@ impl Command {
     }
 }
 
-/// The command of a chain, and where its answer goes; nothing if it goes nowhere. A command that is too
+/// The command of a chain, and where its answer goes; nothing if it goes nowhere that is looked at. A command that is too
 /// long or not in memory is empty.
 fn take_apart(chain: Chain) -> Option<(Command, GuestAddress)> {
     let memory = chain.memory().clone();
@@ -120,7 +120,7 @@ fn take_apart(chain: Chain) -> Option<(Command, GuestAddress)> {
         length: 0,
     };
     let mut is_known = true;
-    for descriptor in chain {
+    for descriptor in chain.take(MOST_DESCRIPTORS) {
         if descriptor.len() == 0 {
             continue;
         }

@@ -21,6 +21,8 @@ mod address;
 mod backend;
 mod control;
 mod device;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod hostile;
 mod port;
 mod posted;
 mod receive;

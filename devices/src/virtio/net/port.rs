@@ -20,6 +20,8 @@ pub struct Port {
     /// Readable when what is wanted is there.
     epoll: Epoll,
     state: Mutex<State>,
+    /// How often it was attached, so that a call knows whether it was while it failed.
+    attachments: AtomicU32,
     /// Reads that have failed one after the other.
     failures: AtomicU32,
     link: Link,
@@ -72,6 +74,7 @@ impl Port {
                 wanted: EventSet::empty(),
                 registered: None,
             }),
+            attachments: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             link,
         })
@@ -110,6 +113,7 @@ impl Port {
         }
         state.attached = attached;
         if attached {
+            self.attachments.fetch_add(1, Ordering::SeqCst);
             // Its thread finds out by itself whether the driver has buffers.
             state.wanted |= EventSet::IN;
         }
@@ -160,18 +164,19 @@ impl Port {
     /// # Safety
     /// The buffers can be written to.
     pub unsafe fn read(&self, buffers: &[iovec]) -> Moved {
+        let attachment = self.attachments.load(Ordering::SeqCst);
         // SAFETY: as the caller says.
         let read = unsafe { self.backend.interface.read(self.queue, buffers) };
         let moved = match read {
             // There are no frames of nothing.
-            Ok(0) => self.never(),
-            read => self.moved(read),
+            Ok(0) => self.never(attachment),
+            read => self.moved(read, attachment),
         };
         match moved {
             Moved::Lost => {
                 let before = self.failures.fetch_add(1, Ordering::Relaxed);
                 if before >= MOST_FAILURES {
-                    return self.never();
+                    return self.never(attachment);
                 }
             }
             _ => self.failures.store(0, Ordering::Relaxed),
@@ -184,31 +189,34 @@ impl Port {
     /// # Safety
     /// The buffers can be read.
     pub unsafe fn write(&self, buffers: &[iovec]) -> Moved {
+        let attachment = self.attachments.load(Ordering::SeqCst);
         // SAFETY: as the caller says.
         let written = unsafe { self.backend.interface.write(self.queue, buffers) };
-        self.moved(written)
+        self.moved(written, attachment)
     }
 
-    fn moved(&self, moved: io::Result<usize>) -> Moved {
+    fn moved(&self, moved: io::Result<usize>, attachment: u32) -> Moved {
         match moved {
             Ok(count) => Moved::Yes(count),
-            Err(error) => self.judge(&error),
+            Err(error) => self.judge(&error, attachment),
         }
     }
 
-    fn judge(&self, error: &io::Error) -> Moved {
+    fn judge(&self, error: &io::Error, attachment: u32) -> Moved {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Moved::Later,
-            _ if is_gone(error) => self.never(),
+            _ if is_gone(error) => self.never(attachment),
             _ => Moved::Lost,
         }
     }
 
-    /// Finds out why nothing can be moved.
-    fn never(&self) -> Moved {
+    /// Finds out why nothing can be moved by a call, before which the queue had been attached so often.
+    fn never(&self, attachment: u32) -> Moved {
         let mut state = self.lock();
-        // A queue that was detached meanwhile fails as one of an interface that is gone does.
-        if state.attached {
+        // A queue that is not attached, or was not when the call began, fails as one of an interface that is
+        // gone does.
+        let is_same = self.attachments.load(Ordering::SeqCst) == attachment;
+        if state.attached && is_same {
             self.lose();
             // What fails now is nothing to wait for either.
             let _ = self.register(&mut state);

@@ -10,7 +10,7 @@ use libc::iovec;
 use vm_memory::{Permissions, VolatileSlice};
 
 use crate::virtio::buffers::{self, MOST, Part};
-use crate::virtio::{Chain, Memory};
+use crate::virtio::{Chain, MOST_DESCRIPTORS, Memory};
 
 /// The most parts of guest memory that a frame is read into: one is left for what does not fit.
 const MOST_PARTS: usize = MOST - 1;
@@ -71,7 +71,7 @@ impl Posted {
         let before = self.list.len();
         let room = MOST_PARTS.saturating_sub(before - self.first);
         let mut ends_early = room == 0;
-        for descriptor in chain {
+        for descriptor in chain.take(MOST_DESCRIPTORS) {
             if !descriptor.is_write_only() {
                 break;
             }

@@ -13,7 +13,7 @@ use super::receive::Next;
 use super::{HEADER, LARGEST, ROUND};
 use crate::virtio::buffers::{self, MOST, Part};
 use crate::virtio::rate_limiter::RateLimiter;
-use crate::virtio::{Chain, Fault, Memory, VirtQueue};
+use crate::virtio::{Chain, Fault, MOST_DESCRIPTORS, Memory, VirtQueue};
 
 /// Serves a transmit queue.
 pub struct Transmitter {
@@ -113,8 +113,8 @@ impl Frame {
     fn set(&mut self, chain: Chain, memory: &Memory) -> Option<usize> {
         self.0.clear();
         let mut length = 0_usize;
-        for descriptor in chain {
-            if descriptor.is_write_only() {
+        for (count, descriptor) in chain.enumerate() {
+            if count == MOST_DESCRIPTORS || descriptor.is_write_only() {
                 return None;
             }
             let part = Part {

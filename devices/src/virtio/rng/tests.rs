@@ -179,3 +179,20 @@ fn a_source_that_has_nothing_yet_is_waited_for() {
     writer.write_all(b"j").unwrap();
     assert_eq!(driver.wait_used(0), (0, 1));
 }
+
+/// A table of empty buffers does not keep the thread.
+#[test]
+fn buffers_behind_many_empty_ones_get_nothing() {
+    let mut driver = started(&[7; 100], 0);
+    for (count, written) in [(1023, 4), (1024, 0)] {
+        // Those that are to be read count as well.
+        let mut buffers = vec![writable(BUFFERS, 0); count];
+        buffers[..500]
+            .iter_mut()
+            .for_each(|buffer| buffer.writable = false);
+        buffers.push(writable(BUFFERS, 4));
+        driver.make_table_available(0, 0, BUFFERS + 0x1000, &buffers);
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0), (0, written), "{count}");
+    }
+}

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemory as _, Permissions, ReadVolatile as _, VolatileMemoryError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::virtio::{Chain, Fault, Handler, Memory, Token, VirtQueue};
+use crate::virtio::{Chain, Fault, Handler, MOST_DESCRIPTORS, Memory, Token, VirtQueue};
 
 /// Bytes that one request is given at most; a driver asks again for more.
 const MOST: usize = 64 << 10;
@@ -137,10 +138,11 @@ impl Source {
     }
 
     /// Fills the writable buffers of a request, from the first on: with less than there is room for
-    /// where the source has no more.
+    /// where the source has no more, or behind as many descriptors as are looked at.
     fn fill(&mut self, chain: Chain, memory: &Memory) -> io::Result<Filled> {
         let mut written = 0;
-        for descriptor in chain.writable() {
+        let descriptors = chain.take(MOST_DESCRIPTORS);
+        for descriptor in descriptors.filter(Descriptor::is_write_only) {
             let room = (descriptor.len() as usize).min(MOST - written);
             let slices = memory.get_slices(descriptor.addr(), room, Permissions::Write);
             // A buffer that is not in memory ends the request; the driver has what it has.

@@ -192,6 +192,43 @@ fn what_is_written_is_read_again_here_and_by_qemu() {
     }
 }
 
+/// What hostile drivers get is an image for others, too, and its tables are judged as they judge them.
+#[test]
+fn the_image_of_hostile_drivers_is_one() {
+    use crate::virtio::block::hostile::{Tables, empty_image};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    std::fs::write(&path, empty_image(b"secret")).unwrap();
+    check(&path, true);
+    let mut model = bytes_of(&path);
+    assert_eq!(model, vec![0; 256 << 10]);
+    let mut driver = opened(&path, EngineChoice::Auto);
+    for (sector, length) in [(1, 512), (255, 4096), (401, 3 * 512)] {
+        write(&mut driver, sector, &pattern(3, length));
+        model[sector as usize * 512..][..length].copy_from_slice(&pattern(3, length));
+    }
+    drop(driver);
+    check(&path, true);
+    // Free clusters were not empty, and what is written only in part is empty elsewhere.
+    assert!(bytes_of(&path) == model);
+    let mut image = std::fs::read(&path).unwrap();
+    let Tables { places } = Tables::read(&image);
+    assert_eq!(places.len(), 1 + 5 + 2);
+    let judged = |image: &[u8]| {
+        std::panic::catch_unwind(|| {
+            Tables::read(image);
+        })
+    };
+    judged(&image).unwrap();
+    // A refcount that is one too high: a leak.
+    image[2 * 1024 + 8 * 35 + 7] += 1;
+    std::fs::write(&path, &image).unwrap();
+    let output = qemu_img(&["check", path.to_str().unwrap()], Path::new("/"));
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    judged(&image).unwrap_err();
+}
+
 #[test]
 fn an_image_is_detected() {
     let (_folder, path) = converted(&pattern(5, DISK), &[]);

@@ -90,6 +90,17 @@ fn requests_of_more_descriptors_than_there_may_be_get_nothing() {
         // As many as a table can have, since it goes in a circle.
         entry(&driver, 1, writable(DATA, 512), Some(1));
         assert_eq!(ask(&mut driver, 0xffff), (0xff, 0));
+        // Empty ones count.
+        entry(&driver, 1, writable(DATA, 0), Some(1));
+        assert_eq!(ask(&mut driver, 0xffff), (0xff, 0));
+        for (empty, answer) in [(MOST - 3, (OK, 513)), (MOST - 2, (0xff, 0))] {
+            for at in 1..=empty {
+                entry(&driver, at, writable(DATA, 0), Some(at + 1));
+            }
+            entry(&driver, empty + 1, writable(DATA, 512), Some(empty + 2));
+            entry(&driver, empty + 2, writable(STATUS, 1), None);
+            assert_eq!(ask(&mut driver, u32::from(empty) + 3), answer, "{empty}");
+        }
     }
 }
 

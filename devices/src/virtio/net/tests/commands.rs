@@ -300,3 +300,34 @@ fn a_driver_that_knows_one_pair_has_its_control_queue_behind_it() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(driver.take_used(6), None);
 }
+
+#[test]
+fn answers_behind_many_empty_buffers_are_not_given() {
+    let (mut driver, _peer, _backend) = started(0, 8);
+    driver.fill(COMMAND, &[1, 1]);
+    for (count, written) in [(1022, 1), (1023, 0)] {
+        let mut buffers = vec![readable(COMMAND, 0); count];
+        buffers.extend([readable(COMMAND, 2), writable(ANSWER, 1)]);
+        driver.make_table_available(CONTROL, 0, DATA, &buffers);
+        driver.kick(CONTROL);
+        assert_eq!(driver.wait_used(CONTROL), (0, written), "{count}");
+    }
+}
+
+/// A queue that is attached while its thread finds that it is not is no sign of an interface that is gone.
+#[test]
+fn a_queue_is_attached_while_it_is_read() {
+    let (mut driver, peer, _backend) = idle(2);
+    driver.start(0, 8);
+    peer.state.late.store(true, Ordering::SeqCst);
+    let before = peer.state.reads.load(Ordering::SeqCst);
+    driver.make_available(2, 0, &[writable(DATA, 200)]);
+    driver.kick(2);
+    wait_for("a read", || {
+        (peer.state.reads.load(Ordering::SeqCst) > before).then_some(())
+    });
+    assert_eq!(command(&mut driver, 4, &pairs(2)), OK);
+    peer.send_to(1, &frame(1, 100));
+    assert_eq!(driver.wait_used(2), (0, 112));
+    assert_eq!(driver.read::<2>(0x2006), [1, 0], "the link");
+}

@@ -55,6 +55,8 @@ struct FakeState {
     write_error: AtomicI32,
     /// The same of reads.
     read_error: AtomicI32,
+    /// Whether reads of queues that are not attached fail only when they are.
+    late: AtomicBool,
     /// Whether queues refuse to be attached.
     stubborn: AtomicBool,
 }
@@ -79,6 +81,11 @@ impl Interface for Fake {
             0 if !queue.attached.load(Ordering::SeqCst) => libc::EBADFD,
             error => error,
         };
+        if error == libc::EBADFD && self.state.late.load(Ordering::SeqCst) {
+            wait_for("being attached", || {
+                queue.attached.load(Ordering::SeqCst).then_some(())
+            });
+        }
         if error != 0 {
             return Err(io::Error::from_raw_os_error(error));
         }

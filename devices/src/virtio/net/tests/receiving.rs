@@ -186,6 +186,24 @@ fn odd_chains_are_used_as_far_as_they_go() {
     assert_eq!(driver.status(), 15);
 }
 
+#[test]
+fn buffers_behind_many_empty_ones_are_not_seen() {
+    let (mut driver, peer, _backend) = started(0, 64);
+    let behind = |count: usize| {
+        let mut buffers = vec![writable(DATA, 0); count];
+        buffers.push(writable(DATA, 1000));
+        buffers
+    };
+    driver.make_table_available(RX, 1, DATA + 0x1_0000, &behind(1023));
+    driver.kick(RX);
+    peer.send(&frame(1, 100));
+    assert_eq!(driver.wait_used(RX), (1, 112));
+    driver.make_table_available(RX, 1, DATA + 0x1_0000, &behind(1024));
+    driver.kick(RX);
+    peer.send(&frame(1, 100));
+    driver.wait_for_fault();
+}
+
 /// Of a table with more parts than one call takes, the first are used.
 #[test]
 fn a_chain_may_have_more_parts_than_a_call() {

@@ -70,6 +70,46 @@ fn what_is_no_frame_is_not_sent() {
     assert_eq!(driver.status(), 15);
 }
 
+/// Nothing is kept of frames in more pieces than there may be, even if most are empty.
+#[test]
+fn frames_of_many_pieces_are_sent_up_to_a_bound() {
+    const TABLE: u64 = DATA + 0x1_0000;
+    let (mut driver, peer, _backend) = started(0, 64);
+    let sent = frame(7, 2000);
+    driver.fill(DATA, &sent);
+    // The last piece has the rest.
+    let pieces = |count: usize| {
+        let mut pieces: Vec<_> = (0..count as u64).map(|at| readable(DATA + at, 1)).collect();
+        pieces[count - 1].length = (sent.len() - count + 1) as u32;
+        pieces
+    };
+    let behind_empty = |count: usize| {
+        let mut pieces = vec![readable(DATA, 0); count];
+        pieces.push(readable(DATA, sent.len() as u32));
+        pieces
+    };
+    let cases = [
+        (pieces(1024), true),
+        (pieces(1025), false),
+        (behind_empty(1023), true),
+        (behind_empty(1024), false),
+        (vec![readable(DATA, 1); 0x6000], false),
+        (pieces(1024), true),
+    ];
+    for (pieces, is_sent) in cases {
+        driver.make_table_available(TX, 2, TABLE, &pieces);
+        driver.kick(TX);
+        assert_eq!(driver.wait_used(TX), (2, 0), "{} pieces", pieces.len());
+        let taken = peer.take_from(0);
+        assert!(
+            taken == is_sent.then(|| sent.clone()),
+            "{} pieces",
+            pieces.len()
+        );
+    }
+    assert_eq!(driver.status(), 15);
+}
+
 #[test]
 fn a_head_that_is_none_costs_the_device() {
     let (mut driver, _peer, _backend) = started(0, 64);

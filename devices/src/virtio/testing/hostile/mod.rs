@@ -24,7 +24,7 @@ use std::time::Duration;
 use self::machine::Machine;
 use self::program::Program;
 use super::Driver;
-use crate::virtio::{Device, block, console, rng, vsock};
+use crate::virtio::{Device, block, console, net, rng, vsock};
 
 /// Longer than any program takes, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -40,6 +40,8 @@ const DEVICES: &[(&str, Make)] = &[
     ("block_readonly", || {
         Box::new(block::hostile::Disk::readonly())
     }),
+    ("block_qcow2", || Box::new(block::hostile::Qcow2Disk::new())),
+    ("net", || Box::new(net::hostile::Host::new())),
     ("console", || Box::new(console::hostile::Host::new())),
     ("vsock", || Box::new(vsock::hostile::Host::new())),
 ];
@@ -61,6 +63,10 @@ pub(in crate::virtio) trait Subject: Send {
 
     /// The host's side does something, whatever that is.
     fn act(&mut self, _what: u8) {}
+
+    /// From now on the host has something for every request of the first queue, where that is up to it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for restless drivers"))]
+    fn flood(&mut self) {}
 
     /// Panics unless the host's side is as it must be, whatever a driver has done.
     fn check_host(&mut self) {}

@@ -35,7 +35,7 @@ fn any_ring() -> impl Strategy<Value = Place> {
 
 fn any_length() -> impl Strategy<Value = Length> {
     prop_oneof![
-        8 => select(vec![0, 1, 2, 12, 15, 16, 17, 44, 64, 511, 512, 513, 1024, 4096]),
+        8 => select(vec![0, 1, 2, 4, 10, 12, 15, 16, 17, 44, 64, 511, 512, 513, 1024, 4096]),
         2 => 0..0x2000_u16,
         1 => FIRST_SPECIAL..=u16::MAX,
         1 => any::<u16>(),
@@ -58,51 +58,56 @@ fn any_part() -> impl Strategy<Value = Part> {
     })
 }
 
+/// Most devices have two or three queues, and none has more than six.
 fn queue() -> impl Strategy<Value = u8> {
-    0..4_u8
+    0..6_u8
 }
 
-/// A request as one might be: what the device reads, what it writes, and a byte to say how it went.
+/// A request as one might be: what the device reads, what it writes, and a byte to say how it went; or one
+/// of both alone, as frames and packets are.
 fn sound_chain() -> impl Strategy<Value = Step> {
-    let readable = vec((0..30_u8, select(vec![16, 512, 1024_u16])), 1..4);
+    // The last one is 64 KiB, two of which are more than any frame.
+    let readable = select(vec![16, 64, 512, 1024, 1024, 0xfff3]);
+    let readable = vec((0..30_u8, readable), 1..4);
     let writable = vec(select(vec![64, 512, 1024_u16]), 0..4);
+    // Headers of disks, of sockets, and of frames, and commands to a network interface.
+    let header =
+        prop_oneof![6 => Just(16), 1 => Just(44), 1 => Just(12), 2 => Just(4), 1 => Just(10)];
+    let kinds = select(vec![
+        (true, true),
+        (true, true),
+        (true, false),
+        (false, true),
+    ]);
     (
-        queue(),
-        0..16_u8,
-        any::<bool>(),
+        (queue(), 0..16_u8, any::<bool>(), kinds),
         readable,
         writable,
-        1..30_u8,
+        (1..30_u8, header),
     )
-        .prop_map(|(queue, first, indirect, readable, writable, header)| {
-            let mut slot = 0;
-            let mut part = |length, flags, content| {
-                slot += 1;
-                let at = Place::Buffer {
-                    slot: first * 8 % 0x70 + slot,
-                    delta: 0,
-                };
-                let length = Length(length);
+        .prop_map(|(place, readable, writable, (header, length))| {
+            let (queue, first, indirect, (reads, writes)) = place;
+            let readable = readable.into_iter().skip(1);
+            let readable = [(header, length)].into_iter().chain(readable);
+            let readable = readable.map(|(content, length)| (length, 0, content));
+            let writable = writable.into_iter().chain([1]);
+            let writable = writable.map(|length| (length, flag::WRITABLE, 0));
+            let parts = readable.filter(|_| reads);
+            let parts = parts.chain(writable.filter(|_| writes));
+            let parts = parts.zip(1_u8..).map(|((length, flags, content), slot)| {
+                let slot = first * 8 % 0x70 + slot;
                 Part {
-                    at,
-                    length,
+                    at: Place::Buffer { slot, delta: 0 },
+                    length: Length(length),
                     flags,
                     content,
                 }
-            };
-            let mut parts = vec![part(16, 0, header)];
-            for (content, length) in readable.into_iter().skip(1) {
-                parts.push(part(length, 0, content));
-            }
-            for length in writable {
-                parts.push(part(length, flag::WRITABLE, 0));
-            }
-            parts.push(part(1, flag::WRITABLE, 0));
+            });
             Step::Chain {
                 queue,
                 first,
                 indirect,
-                parts,
+                parts: parts.collect(),
             }
         })
 }
@@ -135,6 +140,7 @@ fn queue_steps() -> impl Strategy<Value = Step> {
         }),
         8 => queue().prop_map(|queue| Step::Kick { queue }),
         1 => queue().prop_map(|queue| Step::Notify { queue }),
+        4 => any::<u8>().prop_map(|what| Step::Host { what }),
         2 => (queue(), 0..20_u16, any_place(), any_length(), 0..8_u16, 0..20_u16).prop_map(
             |(queue, at, buffer, length, flags, next)| Step::Describe {
                 queue,
@@ -184,25 +190,34 @@ fn device_steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::Leave),
         2 => Just(Step::Return),
         3 => Just(Step::Rest),
-        3 => any::<u8>().prop_map(|what| Step::Host { what }),
     ]
 }
 
-/// Requests that the device is told of, and what happens before they can be done.
+/// Requests that the device is told of, and what happens before they can be done: some are of memory that
+/// goes, and the host has something for them just then.
 fn in_the_midst() -> impl Strategy<Value = Vec<Step>> {
     let event = select(vec![
-        vec![Step::Pause, Step::Rest, Step::Resume],
-        vec![Step::Reset, Step::Rest],
-        vec![Step::Leave, Step::Rest, Step::Return],
+        (Step::Pause, Step::Resume),
+        (Step::Reset, Step::Rest),
+        (Step::Leave, Step::Return),
     ]);
-    (queue(), vec(sound_chain(), 1..4), event).prop_map(|(told, mut steps, event)| {
-        for step in &mut steps {
-            if let Step::Chain { queue, .. } = step {
+    let requests = vec((sound_chain(), any::<bool>()), 1..4);
+    let host = vec(any::<u8>().prop_map(|what| Step::Host { what }), 0..3);
+    (queue(), requests, event, host).prop_map(|(told, requests, (begin, end), host)| {
+        let mut steps = Vec::new();
+        for (mut step, goes) in requests {
+            if let Step::Chain { queue, parts, .. } = &mut step {
                 *queue = told;
+                for (part, at) in parts.iter_mut().zip(0..8_i16).filter(|_| goes) {
+                    let delta = at * 0x400;
+                    part.at = Place::Seam { delta };
+                }
             }
+            steps.push(step);
         }
-        steps.push(Step::Kick { queue: told });
-        steps.extend(event);
+        steps.extend([Step::Kick { queue: told }, begin]);
+        steps.extend(host);
+        steps.extend([Step::Rest, end]);
         steps
     })
 }

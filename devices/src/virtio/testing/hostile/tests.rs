@@ -46,6 +46,7 @@ macro_rules! devices {
                 fn $device() {
                     let mut subject = subject(stringify!($device));
                     let device = subject.device();
+                    subject.flood();
                     never_rest(device, move |driver| subject.ask(driver));
                 }
             )*
@@ -59,7 +60,16 @@ macro_rules! devices {
     };
 }
 
-devices!(rng, block, block_direct, block_readonly, console, vsock);
+devices!(
+    rng,
+    block,
+    block_direct,
+    block_readonly,
+    block_qcow2,
+    net,
+    console,
+    vsock
+);
 
 proptest! {
     #[test]

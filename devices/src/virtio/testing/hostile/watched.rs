@@ -24,6 +24,10 @@ impl Device for Watched {
         self.device.features()
     }
 
+    fn accepts(&self, features: u64) -> bool {
+        self.device.accepts(features)
+    }
+
     fn queue_sizes(&self) -> &[u16] {
         self.device.queue_sizes()
     }
