@@ -17,6 +17,7 @@
 
 pub mod block;
 mod buffers;
+mod chain;
 mod complaints;
 pub mod console;
 mod memory;
@@ -38,8 +39,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use chain::Chain;
 pub use memory::{GuestMemory, Memory};
-pub use queue::{Chain, QueueInterrupt, VirtQueue};
+pub use queue::{QueueInterrupt, VirtQueue};
 pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 
