@@ -19,6 +19,9 @@ pub const CMDLINE: &str = if cfg!(target_arch = "x86_64") {
     "quiet cryptomgr.notests=1"
 };
 
+/// Where the lab has a program.
+type PlaceOf = fn(&Lab, &str) -> PathBuf;
+
 /// An initramfs that runs a script and powers off.
 ///
 /// The script is `sh` with all of busybox, as root, with /proc, /sys, /dev and /tmp mounted. What
@@ -28,7 +31,7 @@ pub struct Initramfs {
     script: String,
     modules: Vec<String>,
     /// Names, and where they are.
-    programs: Vec<(String, fn(&Lab, &str) -> PathBuf)>,
+    programs: Vec<(String, PlaceOf)>,
     drivers: bool,
 }
 

@@ -7,6 +7,7 @@
 //! | `transport` | what all have in common: registers, features, queues, interrupts, as a PCI function |
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
+//! | `chain` | the descriptors of a request |
 //! | `rate_limiter` | how much devices may move |
 //! | `buffers` | parts of guest memory, as the host is given them |
 //! | `complaints` | lines of the log, of which a guest cannot make a flood |
