@@ -19,6 +19,7 @@ mod host;
 mod initramfs;
 mod lab;
 mod linux;
+pub mod load;
 mod output;
 pub mod passthrough;
 pub mod probe;

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use libc::iovec;
-use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
+use vm_memory::{
+    Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryRegion as _, GuestRegionMmap,
+    Permissions, VolatileSlice,
+};
 
 use super::Memory;
 
@@ -107,12 +110,35 @@ pub fn add(list: &mut Vec<iovec>, memory: &Memory, part: Part, permissions: Perm
         let Ok(slice) = slice else {
             return false;
         };
-        list.push(iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        });
+        list.push(buffer_of(&slice));
     }
     true
+}
+
+fn buffer_of(slice: &VolatileSlice<'_>) -> iovec {
+    iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    }
+}
+
+/// A part of guest memory that is within a region of it.
+fn within(region: &GuestRegionMmap, part: Part) -> Option<iovec> {
+    let start = region.to_region_addr(part.gpa)?;
+    let slice = region.get_slice(start, part.bytes as usize).ok()?;
+    Some(buffer_of(&slice))
+}
+
+/// Makes a buffer longer by one that follows it at once.
+fn join(last: Option<&mut iovec>, buffer: iovec) -> bool {
+    let Some(last) = last else {
+        return false;
+    };
+    let end = last.iov_base.wrapping_byte_add(last.iov_len);
+    // No request has more than 4 GiB.
+    let follows = end == buffer.iov_base;
+    last.iov_len += if follows { buffer.iov_len } else { 0 };
+    follows
 }
 
 /// The buffers of a request. Keeps its room for the next one.
@@ -131,15 +157,30 @@ pub struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Takes parts of guest memory, which it keeps.
+    /// Takes parts of guest memory, which it keeps. Those that follow each other are one buffer, so that
+    /// the host has less to do.
     ///
     /// # Returns
     /// Whether they all are in memory.
     pub fn set(&mut self, memory: &Arc<Memory>, parts: &[Part], permissions: Permissions) -> bool {
         self.clear();
         self.memory = Some(Arc::clone(memory));
+        // Where the last part was is mostly where the next one is.
+        let mut last: Option<&GuestRegionMmap> = None;
         for part in parts {
-            if !add(&mut self.list, memory, *part, permissions) {
+            if let Some(buffer) = last.and_then(|region| within(region, *part)) {
+                if !join(self.list.last_mut(), buffer) {
+                    self.list.push(buffer);
+                }
+                continue;
+            }
+            // Buffers are not joined over the ends of regions, which may be of different kinds.
+            last = vm_memory::GuestMemoryBackend::find_region(&**memory, part.gpa);
+            if let Some(buffer) = last.and_then(|region| within(region, *part)) {
+                self.list.push(buffer);
+            } else if add(&mut self.list, memory, *part, permissions) {
+                last = None;
+            } else {
                 return false;
             }
         }
@@ -342,5 +383,83 @@ impl Bounce {
                 slice.copy_from(room);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::virtio::testing::{RAM, Ram};
+
+    fn part(gpa: u64, bytes: u32) -> Part {
+        Part {
+            gpa: GuestAddress(gpa),
+            bytes,
+        }
+    }
+
+    fn lengths(buffers: &Buffers) -> Vec<usize> {
+        buffers.list.iter().map(|buffer| buffer.iov_len).collect()
+    }
+
+    #[test]
+    fn parts_that_follow_each_other_are_one_buffer() {
+        let ram = Ram::default();
+        let memory = ram.memory.get();
+        let mut buffers = Buffers::default();
+        let parts = [
+            part(0x1000, 0x1000),
+            part(0x2000, 0x1000),
+            part(0x3000, 1),
+            // A gap, the same again, and backwards.
+            part(0x3002, 2),
+            part(0x3002, 2),
+            part(0x3000, 2),
+        ];
+        assert!(buffers.set(&memory, &parts, Permissions::Write));
+        assert_eq!(lengths(&buffers), [0x2001, 2, 2, 2]);
+        buffers.clear();
+    }
+
+    proptest! {
+        /// The host is given the same bytes as part by part, and as much of memory.
+        #[test]
+        fn buffers_are_the_parts(
+            parts in prop::collection::vec((0..RAM as u64 + 16, 1..0x8000_u32), 1..20),
+            steps in prop::collection::vec(any::<bool>(), 20),
+        ) {
+            let ram = Ram::default();
+            let memory = ram.memory.get();
+            let mut parts: Vec<Part> = parts.iter().map(|(gpa, bytes)| part(*gpa, *bytes)).collect();
+            for at in 1..parts.len() {
+                if steps[at] {
+                    parts[at].gpa.0 = parts[at - 1].gpa.0 + u64::from(parts[at - 1].bytes);
+                }
+            }
+            let mut one_by_one = Vec::new();
+            let are_there = parts
+                .iter()
+                .all(|part| add(&mut one_by_one, &memory, *part, Permissions::Write));
+            let mut buffers = Buffers::default();
+            prop_assert_eq!(buffers.set(&memory, &parts, Permissions::Write), are_there);
+            if are_there {
+                let spans = |list: &[iovec]| {
+                    let mut spans: Vec<(u64, u64)> = Vec::new();
+                    for buffer in list {
+                        let (start, length) = (buffer.iov_base as u64, buffer.iov_len as u64);
+                        match spans.last_mut() {
+                            Some(last) if last.0 + last.1 == start => last.1 += length,
+                            _ => spans.push((start, length)),
+                        }
+                    }
+                    spans
+                };
+                prop_assert_eq!(spans(&buffers.list), spans(&one_by_one));
+                prop_assert_eq!(buffers.list.len(), spans(&one_by_one).len());
+            }
+            buffers.clear();
+        }
     }
 }

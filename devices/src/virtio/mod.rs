@@ -7,6 +7,7 @@
 //! | `transport` | what all have in common: registers, features, queues, interrupts, as a PCI function |
 //! | `worker` | a thread that serves queues and waits for descriptors of the host |
 //! | `queue` | a queue, from the device's side |
+//! | `chain` | the descriptors of a request |
 //! | `rate_limiter` | how much devices may move |
 //! | `buffers` | parts of guest memory, as the host is given them |
 //! | `complaints` | lines of the log, of which a guest cannot make a flood |
@@ -17,6 +18,7 @@
 
 pub mod block;
 mod buffers;
+mod chain;
 mod complaints;
 pub mod console;
 mod memory;
@@ -38,8 +40,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use chain::Chain;
 pub use memory::{GuestMemory, Memory};
-pub use queue::{Chain, MOST_DESCRIPTORS, QueueInterrupt, VirtQueue};
+pub use queue::{MOST_DESCRIPTORS, QueueInterrupt, VirtQueue};
 pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
 pub use worker::{Handler, Token, Worker};
 

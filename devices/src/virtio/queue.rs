@@ -3,14 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Fault, GuestMemory, Memory};
-
-/// Descriptors that a driver has made available together: one request.
-pub type Chain = DescriptorChain<Arc<Memory>>;
+use super::{Chain, Fault, GuestMemory, Memory};
 
 /// Descriptors of a request that are looked at, at most. A driver may not use more than its queue has entries
 /// (section 2.7.5.3.1), but a table has room for 65535, which may all be empty: without an end the driver
@@ -142,9 +139,13 @@ impl VirtQueue {
         let index = self.index;
         let mut chains = self
             .queue
-            .iter(Arc::clone(memory))
+            .iter(&**memory)
             .map_err(|source| Fault::Queue { index, source })?;
-        Ok(chains.next())
+        let Some(head) = chains.next().map(|chain| chain.head_index()) else {
+            return Ok(None);
+        };
+        let (table, size) = (self.queue.desc_table(), self.queue.size());
+        Ok(Some(Chain::new(Arc::clone(memory), table, size, head)))
     }
 
     /// Takes the last so many [`VirtQueue::pop`] back: the requests come again, in the same order. For those

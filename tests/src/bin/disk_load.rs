@@ -1,29 +1,18 @@
-//! A load for disks, in a guest of `lab_bench`. Takes orders on standard input, one a line:
-//!
-//!     <name> <read|write> <random|sequential> <bytes> <depth> <jobs> <requests>
-//!
-//! and answers `@<name> ready`; told to go on by an empty line, carries out that many requests of so
-//! many bytes past the page cache, `depth` at once for each of `jobs` threads, and says `@<name> done`;
-//! told to go on again, says what it has taken.
-#![expect(
-    unsafe_code,
-    reason = "gives io_uring buffers by their addresses, and binds threads to CPUs"
-)]
+//! A load for disks, in a guest of `lab_bench`: orders ([`tests::load`]) are to `read` or `write`, in `random` or
+//! `sequential` order, past the page cache.
+#![expect(unsafe_code, reason = "gives io_uring buffers by their addresses")]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, Seek as _, SeekFrom, Write as _};
-use std::mem::zeroed;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Barrier};
-use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
+use tests::load::Order;
 
 fn main() -> ExitCode {
     match run() {
@@ -43,105 +32,29 @@ fn run() -> Result<()> {
         .custom_flags(libc::O_DIRECT)
         .open(&device)
         .with_context(|| device.clone())?;
-    let disk = Arc::new(Disk {
+    let disk = Disk {
         size: (&file).seek(SeekFrom::End(0))?,
         file,
-    });
+    };
     let name = Path::new(&device).file_name().unwrap_or_default();
     let statistics = format!("/sys/block/{}/stat", name.display());
-    while let Some(order) = next_line()? {
-        let order = Order::parse(&order).with_context(|| order.clone())?;
-        order.carry_out(&disk, &statistics)?;
+    while let Some(order) = Order::next()? {
+        ensure!(["read", "write"].contains(&&*order.access), "read or write");
+        let patterns = ["random", "sequential"];
+        ensure!(patterns.contains(&&*order.pattern), "in which order");
+        let prepare = |number| {
+            let job = Job::new(&order, &disk, number)?;
+            Ok(|| job.run(&order, &disk))
+        };
+        order.carry_out(prepare, || requests(&statistics), &["-req."])?;
     }
     Ok(())
-}
-
-/// A line of standard input; nothing at its end.
-fn next_line() -> Result<Option<String>> {
-    let mut line = String::new();
-    let bytes = io::stdin().lock().read_line(&mut line)?;
-    Ok((bytes > 0).then(|| line.trim().to_owned()))
-}
-
-fn say(text: &str) -> io::Result<()> {
-    let mut output = io::stdout().lock();
-    writeln!(output, "{text}")?;
-    output.flush()
 }
 
 /// What is loaded.
 struct Disk {
     file: File,
     size: u64,
-}
-
-/// What is to be done.
-#[derive(Clone)]
-struct Order {
-    name: String,
-    write: bool,
-    random: bool,
-    bytes: usize,
-    depth: usize,
-    jobs: usize,
-    requests: u64,
-}
-
-impl Order {
-    fn parse(text: &str) -> Result<Self> {
-        let words: Vec<_> = text.split(' ').collect();
-        let [name, access, order, bytes, depth, jobs, requests] = words[..] else {
-            bail!("an order has seven words");
-        };
-        ensure!(["read", "write"].contains(&access), "read or write");
-        ensure!(["random", "sequential"].contains(&order), "in which order");
-        let order = Self {
-            name: name.to_owned(),
-            write: access == "write",
-            random: order == "random",
-            bytes: bytes.parse()?,
-            depth: depth.parse()?,
-            jobs: jobs.parse()?,
-            requests: requests.parse()?,
-        };
-        ensure!(order.bytes.is_multiple_of(4096) && order.bytes > 0);
-        ensure!((1..=1024).contains(&order.depth) && (1..=64).contains(&order.jobs));
-        Ok(order)
-    }
-
-    fn carry_out(&self, disk: &Arc<Disk>, statistics: &str) -> Result<()> {
-        let start = Arc::new(Barrier::new(self.jobs + 1));
-        let jobs = (0..self.jobs).map(|number| {
-            let (order, disk, start) = (self.clone(), Arc::clone(disk), Arc::clone(&start));
-            thread::spawn(move || {
-                let job = Job::new(&order, &disk, number);
-                // All have come as far before any begins.
-                start.wait();
-                start.wait();
-                job?.run(&order, &disk)
-            })
-        });
-        let jobs: Vec<_> = jobs.collect();
-        start.wait();
-        say(&format!("@{} ready", self.name))?;
-        next_line()?;
-        let before = (requests(statistics)?, interrupts()?);
-        let clock = Instant::now();
-        start.wait();
-        for job in jobs {
-            job.join().ok().context("a job panicked")??;
-        }
-        let nanoseconds = clock.elapsed().as_nanos();
-        let after = (requests(statistics)?, interrupts()?);
-        say(&format!("@{} done", self.name))?;
-        next_line()?;
-        let (requests, interrupts) = (after.0 - before.0, after.1 - before.1);
-        say(&format!(
-            "@{0} took {nanoseconds} {requests} {interrupts} @{0} end",
-            self.name
-        ))?;
-        Ok(())
-    }
 }
 
 /// Requests that the driver has seen end: reads and writes
@@ -154,14 +67,6 @@ fn requests(statistics: &str) -> Result<u64> {
         bail!("{statistics} has no numbers");
     };
     Ok(reads + writes)
-}
-
-/// Interrupts of queues of virtio disks.
-fn interrupts() -> Result<u64> {
-    let text = fs::read_to_string("/proc/interrupts")?;
-    let queues = text.lines().filter(|line| line.contains("-req."));
-    let counts = queues.flat_map(|line| line.split_whitespace().skip(1));
-    Ok(counts.map_while(|word| word.parse::<u64>().ok()).sum())
 }
 
 /// Page-aligned memory.
@@ -209,19 +114,13 @@ struct Job {
 
 impl Job {
     fn new(order: &Order, disk: &Disk, number: usize) -> Result<Self> {
-        bind(number)?;
         let jobs = order.jobs as u64;
         // Random requests go anywhere, sequential ones of several jobs do not meet.
         let all = disk.size / order.bytes as u64;
-        let blocks = if order.random { all } else { all / jobs };
+        let is_random = order.pattern == "random";
+        let blocks = if is_random { all } else { all / jobs };
         ensure!(blocks > 0, "the disk is too small");
-        let first = if order.random {
-            0
-        } else {
-            blocks * number as u64
-        };
-        let share = order.requests / jobs;
-        let rest = u64::from((number as u64) < order.requests % jobs);
+        let first = if is_random { 0 } else { blocks * number as u64 };
         Ok(Self {
             ring: IoUring::new(u32::try_from(order.depth)?.next_power_of_two())?,
             memory: Memory::new(order.bytes * order.depth)?,
@@ -229,7 +128,7 @@ impl Job {
             blocks,
             next: 0,
             random: 0x9e37_79b9_7f4a_7c15 ^ (number as u64 + 1),
-            requests: share + rest,
+            requests: order.share(number),
         })
     }
 
@@ -259,7 +158,7 @@ impl Job {
     }
 
     fn begin(&mut self, order: &Order, disk: &Disk, slot: usize) -> Result<()> {
-        let block = if order.random {
+        let block = if order.pattern == "random" {
             // Marsaglia's xorshift64.
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
@@ -273,7 +172,7 @@ impl Job {
         let offset = (self.first + block) * order.bytes as u64;
         let buffer = self.memory.start.wrapping_byte_add(slot * order.bytes);
         let (file, length) = (Fd(disk.file.as_raw_fd()), u32::try_from(order.bytes)?);
-        let entry = if order.write {
+        let entry = if order.access == "write" {
             opcode::Write::new(file, buffer, length)
                 .offset(offset)
                 .build()
@@ -287,18 +186,5 @@ impl Job {
         // memory outlives the ring.
         unsafe { self.ring.submission().push(&entry) }?;
         Ok(())
-    }
-}
-
-/// Lets the thread run on the CPU of that number alone, so that it uses that CPU's queue.
-fn bind(cpu: usize) -> io::Result<()> {
-    // SAFETY: a CPU set is an array of integers, for which zero is a value: the empty set.
-    let mut set: libc::cpu_set_t = unsafe { zeroed() };
-    // SAFETY: jobs are at most 64.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the set is initialised and its size is given.
-    match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -114,7 +114,7 @@ impl Command {
 /// The command of a chain, and where its answer goes; nothing if it goes nowhere that is looked at. A command that is too
 /// long or not in memory is empty.
 fn take_apart(chain: Chain) -> Option<(Command, GuestAddress)> {
-    let memory = chain.memory().clone();
+    let memory = Arc::clone(chain.memory());
     let mut command = Command {
         bytes: [0; LONGEST],
         length: 0,

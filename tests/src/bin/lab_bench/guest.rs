@@ -5,24 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 use tempfile::TempDir;
 use tests::{CMDLINE, Initramfs, Lab, RunningVmm, Vmm};
 
 use crate::counters::{Counters, Used};
-use crate::image::{Format, Store};
+use crate::hardware::Hardware;
 
-/// Runs `disk_load` on its disk.
-const SCRIPT: &str = "
-echo @init
-modprobe virtio_blk
-stty -echo
-queues=$(ls /sys/block/vda/mq | wc -l)
-echo @up $queues
-/bin/disk_load /dev/vda
-";
-/// Entries of each queue.
-const QUEUE_SIZE: u16 = 256;
 const MEMORY_MIB: u32 = 512;
 /// A guest lives for as long as all of its loads take.
 const LIFE: Duration = Duration::from_secs(600);
@@ -73,63 +61,46 @@ pub enum Started {
 }
 
 impl Guest {
-    /// Starts one with a vCPU for each queue of its disk.
-    pub fn start(
-        monitor: &Monitor,
-        image: &Path,
-        format: Format,
-        store: Store,
-        queues: usize,
-    ) -> Result<Started> {
+    /// Starts one with a vCPU for each queue of its device, or pair of queues.
+    pub fn start(monitor: &Monitor, hardware: Hardware, queues: usize) -> Result<Started> {
         let lab = Lab::get()?;
         let files = tempfile::tempdir()?;
         let initramfs = files.path().join("initramfs");
-        let script = Initramfs::new(SCRIPT).drivers().binary("disk_load");
+        let script = Initramfs::new(&hardware.script());
+        let script = script.drivers().binary(hardware.program());
         script.write_to(&initramfs)?;
         let vmm = match monitor {
-            Monitor::Ours(name) => {
-                let disk = format!(
-                    "path={},image_type={},num_queues={queues},queue_size={QUEUE_SIZE},direct={}",
-                    image.display(),
-                    format.name(),
-                    if store == Store::Direct { "on" } else { "off" }
-                );
-                Vmm::program(monitor.program(&lab)?)
-                    .name(name)
-                    .args(["--cpus", &format!("boot={queues}")])
-                    .args(["--memory", &format!("size={MEMORY_MIB}M")])
-                    .args(["--serial", "tty", "--console", "off"])
-                    .args(["--disk", &disk, "--cmdline", CMDLINE])
-                    .arg("--kernel")
-                    .arg(lab.kernel())
-                    .arg("--initramfs")
-                    .arg(&initramfs)
-            }
-            Monitor::Qemu => {
-                let disk = QemuDisk {
-                    image,
-                    format,
-                    store,
-                    queues,
-                };
-                disk.add_to(Vmm::program(monitor.program(&lab)?))
-                    .name("qemu")
-                    // qboot starts a kernel sooner than SeaBIOS.
-                    .args(["-M", "q35", "-bios", "qboot.rom"])
-                    .args(["-accel", "kvm", "-cpu", "host"])
-                    .args(["-name", "bench,debug-threads=on"])
-                    .args(["-smp", &queues.to_string()])
-                    .args(["-m", &format!("{MEMORY_MIB}M")])
-                    .args(["-nodefaults", "-no-user-config", "-no-reboot"])
-                    .args(["-display", "none", "-serial", "stdio"])
-                    .args(["-append", CMDLINE, "-kernel"])
-                    .arg(lab.kernel())
-                    .arg("-initrd")
-                    .arg(&initramfs)
-            }
+            Monitor::Ours(name) => hardware
+                .of_ours(Vmm::program(monitor.program(&lab)?), queues)
+                .name(name)
+                .args(["--cpus", &format!("boot={queues}")])
+                .args(["--memory", &format!("size={MEMORY_MIB}M")])
+                .args(["--serial", "tty", "--console", "off"])
+                .args(["--cmdline", CMDLINE])
+                .arg("--kernel")
+                .arg(lab.kernel())
+                .arg("--initramfs")
+                .arg(&initramfs),
+            Monitor::Qemu => hardware
+                .of_qemu(Vmm::program(monitor.program(&lab)?), queues)
+                .name("qemu")
+                // qboot starts a kernel sooner than SeaBIOS.
+                .args(["-M", "q35", "-bios", "qboot.rom"])
+                .args(["-accel", "kvm", "-cpu", "host"])
+                .args(["-name", "bench,debug-threads=on"])
+                .args(["-smp", &queues.to_string()])
+                .args(["-m", &format!("{MEMORY_MIB}M")])
+                .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+                .args(["-display", "none", "-serial", "stdio"])
+                .args(["-append", CMDLINE, "-kernel"])
+                .arg(lab.kernel())
+                .arg("-initrd")
+                .arg(&initramfs),
         };
         let clock = Instant::now();
         let vmm = vmm.timeout(LIFE).spawn()?;
+        // A tap's descriptors are the VMM's alone.
+        drop(hardware);
         if let Err(error) = vmm.wait_for_line("@init") {
             // It says why before it ends.
             let text = format!("{error:#}");
@@ -151,7 +122,7 @@ impl Guest {
         }))
     }
 
-    /// Lets it carry out an order of `disk_load`.
+    /// Lets it carry out an order (`tests::load`).
     ///
     /// # Returns
     /// What the guest says that it took, and what the host says.
@@ -182,58 +153,5 @@ impl Guest {
 
     fn wait_for(&self, pattern: &str) -> Result<String> {
         self.vmm.wait_for_line(pattern)
-    }
-}
-
-/// The disk of a guest of QEMU's, with all that makes it fast: a thread for each queue, io_uring.
-struct QemuDisk<'a> {
-    image: &'a Path,
-    format: Format,
-    store: Store,
-    queues: usize,
-}
-
-impl QemuDisk<'_> {
-    fn add_to(&self, mut vmm: Vmm) -> Vmm {
-        let Self {
-            image,
-            format,
-            store,
-            queues,
-        } = *self;
-        let direct = store == Store::Direct;
-        let cache = json!({"direct": direct, "no-flush": false});
-        let driver = match store {
-            Store::Tmpfs => "file",
-            Store::PageCache | Store::Direct => "host_device",
-        };
-        let node = json!({
-            "driver": format.name(),
-            "node-name": "disk",
-            "cache": cache,
-            "discard": "unmap",
-            "file": {
-                "driver": driver,
-                "filename": image,
-                "aio": "io_uring",
-                "cache": cache,
-                "discard": "unmap",
-            },
-        });
-        let mut mapping = Vec::new();
-        for queue in 0..queues {
-            let name = format!("queue{queue}");
-            vmm = vmm.args(["-object", &format!("iothread,id={name}")]);
-            mapping.push(json!({"iothread": name}));
-        }
-        let device = json!({
-            "driver": "virtio-blk-pci",
-            "drive": "disk",
-            "num-queues": queues,
-            "queue-size": QUEUE_SIZE,
-            "iothread-vq-mapping": mapping,
-        });
-        vmm.args(["-blockdev", &node.to_string()])
-            .args(["-device", &device.to_string()])
     }
 }

@@ -6,30 +6,46 @@ use anyhow::{Result, bail};
 
 use crate::guest::Guest;
 
-/// What the disk is asked for.
+/// What a guest is to do ([`tests::load`]).
 pub struct Load {
     access: &'static str,
-    order: &'static str,
+    pattern: &'static str,
     bytes: usize,
     /// Requests of each queue at once.
-    pub depth: usize,
+    depth: usize,
+    /// Requests of each queue, of the shortest run. A connection takes some time until it is fast.
+    pub first: usize,
 }
 
-/// Every load.
-pub const LOADS: [Load; 4] = [
+/// Every load of a disk.
+pub const DISK_LOADS: [Load; 4] = [
     Load::new("read", "random", 4 << 10, 16),
     Load::new("write", "random", 4 << 10, 16),
     Load::new("read", "sequential", 1 << 20, 4),
     Load::new("write", "sequential", 1 << 20, 4),
 ];
 
+/// What is no requests of a driver.
+const STREAM: &str = "stream";
+
+/// Every load of a network interface: a TCP connection for each pair of queues.
+pub const NET_LOADS: [Load; 2] = [Load::stream("send"), Load::stream("receive")];
+
 impl Load {
-    const fn new(access: &'static str, order: &'static str, bytes: usize, depth: usize) -> Self {
+    const fn new(access: &'static str, pattern: &'static str, bytes: usize, depth: usize) -> Self {
         Self {
             access,
-            order,
+            pattern,
             bytes,
             depth,
+            first: 4 * depth,
+        }
+    }
+
+    const fn stream(access: &'static str) -> Self {
+        Self {
+            first: 64,
+            ..Self::new(access, STREAM, 64 << 10, 1)
         }
     }
 
@@ -37,19 +53,21 @@ impl Load {
     pub fn run(&self, guest: &mut Guest, jobs: usize, requests: u64) -> Result<Measured> {
         let Self {
             access,
-            order,
+            pattern,
             bytes,
             depth,
+            first: _,
         } = self;
-        let order = format!("{access} {order} {bytes} {depth} {jobs} {requests}");
+        let order = format!("{access} {pattern} {bytes} {depth} {jobs} {requests}");
         let (numbers, used) = guest.carry_out(&order)?;
         let numbers = numbers.split_whitespace().map(str::parse);
         let numbers: Vec<u64> = numbers.collect::<Result<_, _>>()?;
         let [nanoseconds, driver, interrupts] = numbers[..] else {
             bail!("a guest has said {numbers:?}");
         };
-        // Large ones are several of the driver's.
-        let each = |count: u64| count as f64 / driver as f64;
+        // Large requests are several of the driver's. How many packets a stream is depends on the VMM.
+        let count = if *pattern == STREAM { requests } else { driver };
+        let each = |of: u64| of as f64 / count as f64;
         let seconds = nanoseconds as f64 / 1e9;
         Ok(Measured {
             seconds,
@@ -62,6 +80,7 @@ impl Load {
             mmio: each(used.mmio),
             interrupts: each(interrupts),
             waits: each(used.waits),
+            driver: each(driver),
         })
     }
 }
@@ -70,19 +89,21 @@ impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             access,
-            order,
+            pattern,
             bytes,
             depth: _,
+            first: _,
         } = self;
         let size = match bytes >> 20 {
             0 => format!("{} KiB", bytes >> 10),
             count => format!("{count} MiB"),
         };
-        f.pad(&format!("{size} {order} {access}"))
+        f.pad(&format!("{size} {pattern} {access}"))
     }
 }
 
-/// What a run has taken. All but the first two are for each request of the guest's driver.
+/// What a run has taken. All but the first two are for each request of the guest's driver, of a stream for each of
+/// its pieces.
 pub struct Measured {
     /// How long it took by the guest's clock.
     pub seconds: f64,
@@ -99,8 +120,10 @@ pub struct Measured {
     pub exits: f64,
     /// How often it did so for an access to a device that KVM gave to the VMM.
     pub mmio: f64,
-    /// Interrupts of the disk's queues.
+    /// Interrupts of the device's queues.
     pub interrupts: f64,
     /// How often threads that are no vCPUs' have waited.
     pub waits: f64,
+    /// Requests that the driver has seen, or packets.
+    pub driver: f64,
 }

@@ -1,11 +1,14 @@
-//! What `scripts/bench block` runs in the lab: loads for the disks of two guests, one of ours and one
-//! of QEMU's, in turn on the same host.
+//! What `scripts/bench block` and `scripts/bench net` run in the lab: loads for the disks or network interfaces of
+//! two guests, one of ours and one of QEMU's, in turn on the same host.
 
 mod counters;
 mod guest;
+mod hardware;
 mod image;
 mod load;
+mod stream;
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,11 +16,20 @@ use tempfile::TempDir;
 use tests::{Lab, Summary};
 
 use guest::{Guest, Monitor, Started};
+use hardware::{Disk, Hardware, Net};
 use image::{Format, Store};
-use load::{LOADS, Load, Measured};
+use load::{DISK_LOADS, Load, Measured, NET_LOADS};
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Benchmark {
+    Block,
+    Net,
+}
 
 /// What the command line asks for.
 struct Options {
+    benchmark: Benchmark,
     /// Runs of each load.
     rounds: usize,
     /// How long a run is to take at least, in seconds of the guest.
@@ -30,23 +42,68 @@ struct Options {
 
 /// A machine that is measured.
 struct Case {
-    store: Store,
-    format: Format,
+    device: Device,
+    /// Of a disk, or pairs of an interface: as many as there are vCPUs.
     queues: usize,
+}
+
+/// Its device.
+#[derive(Clone, Copy)]
+enum Device {
+    Disk(Store, Format),
+    /// A tap, and where the host's end of streams listens.
+    Net(u16),
+}
+
+impl Device {
+    /// How many queues it is measured with.
+    fn queues(self) -> [usize; 2] {
+        match self {
+            Self::Disk(..) => [1, 4],
+            // With four, the emulated host's one CPU is what is measured.
+            Self::Net(_) => [1, 2],
+        }
+    }
 }
 
 impl Case {
     fn name(&self) -> String {
-        let Self {
-            store,
-            format,
-            queues,
-        } = self;
-        let queues = match queues {
-            1 => "1 queue".to_owned(),
-            count => format!("{count} queues"),
+        let Self { device, queues } = self;
+        let (device, unit) = match device {
+            Device::Disk(store, format) => (format!("{format} {store}"), "queue"),
+            Device::Net(_) => ("tap".to_owned(), "pair"),
         };
-        format!("{format} {store}, {queues}")
+        let several = if *queues == 1 { "" } else { "s" };
+        format!("{device}, {queues} {unit}{several}")
+    }
+
+    fn loads(&self) -> &'static [Load] {
+        match self.device {
+            Device::Disk(..) => &DISK_LOADS,
+            Device::Net(_) => &NET_LOADS,
+        }
+    }
+
+    /// What ours gets, and the other; nothing if the host does not have it.
+    fn hardware(&self, folder: &Path) -> Result<Option<[Hardware; 2]>> {
+        match self.device {
+            Device::Disk(store, format) => {
+                let images = store.images(format, folder)?;
+                let images = images.map(|images| [images.ours, images.other]);
+                let disk = |image| {
+                    Hardware::Disk(Disk {
+                        image,
+                        format,
+                        store,
+                    })
+                };
+                Ok(images.map(|images| images.map(disk)))
+            }
+            Device::Net(port) => {
+                let net = |network| Net::new(network, self.queues, port).map(Hardware::Net);
+                Ok(Some([net(77)?, net(78)?]))
+            }
+        }
     }
 }
 
@@ -67,23 +124,26 @@ fn run() -> Result<()> {
     prepare_host(&lab, &options.other)?;
     println!(
         "ratios are ours/other: median (minimum to maximum) of {} pairs of runs, and of the best run of each;\n\
-         other figures are medians, ours / other's, and all but the first for each request of the driver",
-        options.rounds
+         other figures are medians, ours / other's, and all but the first for each {}",
+        options.rounds,
+        match options.benchmark {
+            Benchmark::Block => "request of the driver",
+            Benchmark::Net => "64 KiB",
+        }
     );
     let mut starts = Vec::new();
-    let stores = [
-        (Store::Tmpfs, Format::Raw),
-        (Store::PageCache, Format::Raw),
-        (Store::Direct, Format::Raw),
-        (Store::Tmpfs, Format::Qcow2),
-    ];
-    for (store, format) in stores {
-        for queues in [1, 4] {
-            let case = Case {
-                store,
-                format,
-                queues,
-            };
+    let devices = match options.benchmark {
+        Benchmark::Block => vec![
+            Device::Disk(Store::Tmpfs, Format::Raw),
+            Device::Disk(Store::PageCache, Format::Raw),
+            Device::Disk(Store::Direct, Format::Raw),
+            Device::Disk(Store::Tmpfs, Format::Qcow2),
+        ],
+        Benchmark::Net => vec![Device::Net(stream::serve()?)],
+    };
+    for device in devices {
+        for queues in device.queues() {
+            let case = Case { device, queues };
             if case.name().contains(&options.filter) {
                 starts.extend(compare(&case, &options, &folder)?);
             }
@@ -96,7 +156,13 @@ fn run() -> Result<()> {
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let benchmark = match arguments.next().as_deref() {
+            Some("block") => Benchmark::Block,
+            Some("net") => Benchmark::Net,
+            other => bail!("no benchmark is called {}", other.unwrap_or_default()),
+        };
         let mut options = Self {
+            benchmark,
             rounds: 7,
             seconds: 1.0,
             filter: String::new(),
@@ -150,31 +216,29 @@ type Starts = (f64, f64);
 /// Starts both guests of a case, and lets them carry out every load in turn.
 fn compare(case: &Case, options: &Options, folder: &TempDir) -> Result<Option<Starts>> {
     let name = case.name();
-    let Some(images) = case.store.images(case.format, folder.path())? else {
+    let Some([our_hardware, other_hardware]) = case.hardware(folder.path())? else {
         println!("\n{name}: left out, the host has no disk for it");
         return Ok(None);
     };
-    let start = |monitor, image| Guest::start(monitor, image, case.format, case.store, case.queues);
-    let ours = Monitor::ours();
-    let mut ours = match start(&ours, &images.ours)? {
+    let mut ours = match Guest::start(&Monitor::ours(), our_hardware, case.queues)? {
         Started::Up(guest) => guest,
         Started::Refused(reason) => {
             println!("\n{name}: left out, since ours refuses it: {reason}");
             return Ok(None);
         }
     };
-    let mut other = match start(&options.other, &images.other)? {
+    let mut other = match Guest::start(&options.other, other_hardware, case.queues)? {
         Started::Up(guest) => guest,
         Started::Refused(reason) => bail!("{name}: the other VMM refuses it: {reason}"),
     };
     println!("\n{name}");
     print_header();
-    for load in LOADS {
+    for load in case.loads() {
         let of = |guest: &mut Guest, requests| {
             load.run(guest, case.queues, requests)
                 .with_context(|| format!("{name}: {load}"))
         };
-        let requests = calibrate(options, &load, case.queues, |requests| {
+        let requests = calibrate(options, load, case.queues, |requests| {
             of(&mut ours, requests)
         })?;
         of(&mut other, requests)?;
@@ -192,7 +256,7 @@ fn compare(case: &Case, options: &Options, folder: &TempDir) -> Result<Option<St
                 }
             });
         }
-        print_row(&load, &pairs);
+        print_row(load, &pairs);
     }
     Ok(Some((ours.started, other.started)))
 }
@@ -204,7 +268,7 @@ fn calibrate(
     jobs: usize,
     mut run: impl FnMut(u64) -> Result<Measured>,
 ) -> Result<u64> {
-    let mut requests = (load.depth * jobs * 4) as u64;
+    let mut requests = (load.first * jobs) as u64;
     loop {
         let measured = run(requests)?;
         if measured.seconds >= options.seconds / 4.0 {
@@ -216,7 +280,7 @@ fn calibrate(
 }
 
 /// What a row says of both beside the ratios: a title, and the figure of a run.
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("MiB/s", |run| run.rate),
     ("work, µs", |run| run.work),
     ("CPU, µs", |run| run.cpu),
@@ -225,6 +289,7 @@ const COLUMNS: [Column; 8] = [
     ("MMIO", |run| run.mmio),
     ("interrupts", |run| run.interrupts),
     ("waits", |run| run.waits),
+    ("driver's", |run| run.driver),
 ];
 type Column = (&'static str, fn(&Measured) -> f64);
 
