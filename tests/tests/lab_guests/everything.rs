@@ -22,41 +22,42 @@ const NUMBERS: std::ops::RangeInclusive<u32> = 1_000_000..=1_131_071;
 const DISK: u64 = 64 << 20;
 const PORT: u32 = 50;
 
-/// Programs that are `in_node` can have memory of the node alone; what they only read through the page
-/// cache comes to lie there too.
+/// Programs that are `in_node` have memory of the node alone, and so has what they write and read through the
+/// page cache, if it is a file's: Linux keeps that of whole disks in memory that cannot be moved.
 const SCRIPT: &str = r#"
-for driver in virtio_blk virtio_net vmw_vsock_virtio_transport; do modprobe $driver; done
+for driver in virtio_blk crc32c_generic ext4 virtio_net virtio-rng vmw_vsock_virtio_transport; do modprobe $driver; done
 for folder in /sys/bus/pci/devices/*; do
     [ "$(cat "$folder/vendor"):$(cat "$folder/device")" != 0x10de:0x2342 ] || device=$folder
 done
 insmod /lib/coherent_memory.ko
 echo "$NODE" >"$device/coherent_memory/add"
 node=$(awk '$1 == 2 { print $2 }' "$device/coherent_memory/nodes")
-memory() { grep -E ' (Shmem|FilePages):' "/sys/devices/system/node/node$node/meminfo"; }
+memory() {
+    cat /proc/sys/vm/stat_refresh
+    grep -E ' (Shmem|FilePages):' "/sys/devices/system/node/node$node/meminfo"
+}
 disk() { basename $(dirname $(grep -lx $1 /sys/block/*/serial)); }
 
-mkdir /mnt /groups
+mkdir /mnt /disk
 mount -t tmpfs -o "mpol=bind:$node" none /mnt
-mount -t cgroup2 none /groups
-echo +cpuset >/groups/cgroup.subtree_control
-mkdir /groups/node
-echo "$node" >/groups/node/cpuset.mems
-in_node() { sh -c "echo \$\$ >/groups/node/cgroup.procs; $1"; }
+in_node() { bind $node sh -c "$1"; }
 i=0
 while [ $i -lt $COPIES ]; do seq $FIRST $LAST; i=$((i + 1)); done >/mnt/file
 section original sh -c 'md5sum </mnt/file'
 section in_node memory
 
-for name in raw qcow2; do
-    disk=/dev/$(disk $name)
-    section $name/buffered_write in_node "dd if=/mnt/file of=$disk bs=1M conv=fsync 2>&1"
+for image in raw qcow2; do
+    disk=/dev/$(disk $image)
+    mke2fs -F -b 4096 $disk >/dev/null 2>&1
+    mount -t ext4 $disk /disk
+    section $image/buffered_write in_node "cat /mnt/file >/disk/file && sync"
     echo 3 >/proc/sys/vm/drop_caches
-    section $name/before memory
-    section $name/buffered in_node "head -c $SIZE $disk | md5sum"
-    section $name/cached memory
-    dd if=/dev/zero of=$disk bs=1M count=$COPIES conv=fsync 2>/dev/null
-    section $name/direct_write in_node "dd if=/mnt/file of=$disk bs=1M oflag=direct 2>&1"
-    section $name/direct in_node "dd if=$disk bs=1M count=$COPIES iflag=direct 2>/dev/null | md5sum"
+    section $image/before memory
+    section $image/buffered in_node "md5sum </disk/file"
+    section $image/cached memory
+    umount /disk
+    section $image/direct_write in_node "dd if=/mnt/file of=$disk bs=1M oflag=direct 2>&1"
+    section $image/direct in_node "dd if=$disk bs=1M count=$COPIES iflag=direct 2>/dev/null | md5sum"
 done
 
 nic=$(basename $(dirname $(grep -lix 52:54:00:00:79:02 /sys/class/net/*/address)))
@@ -65,8 +66,7 @@ ip link set $nic up
 section net/echo in_node "nc 192.168.79.1 ECHO </mnt/file | md5sum"
 # With sendfile: the interface reads the file where it is.
 section net/file in_node "nc 192.168.79.1 SINK -e cat /mnt/file"
-# Linux finds no room for packets of processes that can have movable memory alone.
-section vsock/echo sh -c "/bin/vsock connect 2 VSOCK </mnt/file | md5sum"
+section vsock/echo in_node "/bin/vsock connect 2 VSOCK </mnt/file | md5sum"
 section random sh -c 'head -c 64 /dev/hwrng | wc -c'
 in_node "tail -n 1000 /mnt/file" >/dev/hvc0
 section console echo written
@@ -140,14 +140,14 @@ fn a_process_in_a_devices_node_uses_every_other_device() -> Result<()> {
         .replace("SINK", &sink_port.to_string())
         .replace("VSOCK", &PORT.to_string());
     let constants = format!(
-        "NODE={NODE} COPIES={COPIES} FIRST={} LAST={} SIZE={}\n",
+        "NODE={NODE} COPIES={COPIES} FIRST={} LAST={}\n",
         NUMBERS.start(),
-        NUMBERS.end(),
-        COPIES << 20
+        NUMBERS.end()
     );
     let initramfs = Initramfs::new(&(constants + &script))
         .module("coherent_memory")
         .drivers()
+        .program("bind")
         .program("vsock");
     let coherent = CoherentDevice::start(Options::default())?;
     let socket = coherent.socket().display();
