@@ -1,6 +1,8 @@
 //! What loads have in common, which guests of `lab_bench` carry out: orders, one a line of standard input,
 //!
-//!     <name> <access> <pattern> <bytes> <depth> <jobs> <requests>
+//! ```text
+//! <name> <access> <pattern> <bytes> <depth> <jobs> <requests>
+//! ```
 //!
 //! are answered with `@<name> ready`; told to go on by an empty line, the guest carries out that many
 //! requests of so many bytes, `depth` at once for each of `jobs` threads, and says `@<name> done`; told to go on

@@ -242,6 +242,8 @@ const MTUS: RangeInclusive<u16> = 1280..=65521;
 const MAX_TAP: usize = 15;
 /// The lowest descriptor that is no standard stream.
 const FIRST_DESCRIPTOR: u32 = 3;
+/// The largest number that a descriptor can have.
+const LAST_DESCRIPTOR: u32 = i32::MAX as u32;
 
 const DEFAULT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 249, 1));
 
@@ -433,8 +435,11 @@ impl NetConfig {
         let given = given.iter().find(|(_, value)| value.is_some());
         let pairs = self.pairs();
         let count = self.fds.len();
-        let reason = if let Some(fd) = self.fds.iter().find(|fd| **fd < FIRST_DESCRIPTOR) {
-            format!("descriptor {fd} cannot be a tap: it has to be {FIRST_DESCRIPTOR} or above")
+        let is_possible = |fd: &u32| (FIRST_DESCRIPTOR..=LAST_DESCRIPTOR).contains(fd);
+        let reason = if let Some(fd) = self.fds.iter().find(|fd| !is_possible(fd)) {
+            format!(
+                "descriptor {fd} cannot be a tap: it has to be {FIRST_DESCRIPTOR} to {LAST_DESCRIPTOR}"
+            )
         } else if let Some(fd) = self.fds.iter().find(|fd| !known.insert(**fd)) {
             format!("descriptor {fd} is given twice")
         } else if let Some((key, _)) = given {

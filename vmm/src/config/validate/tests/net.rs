@@ -147,7 +147,12 @@ fn impossible_interfaces_are_refused() {
         ("tap=t,queue_size=100", format!("{at},queue_size=100: {sizes}")),
         (
             "fd=[2]",
-            "--net fd=[2]: descriptor 2 cannot be a tap: it has to be 3 or above".to_owned(),
+            "--net fd=[2]: descriptor 2 cannot be a tap: it has to be 3 to 2147483647".to_owned(),
+        ),
+        (
+            "fd=[2147483648]",
+            "--net fd=[2147483648]: descriptor 2147483648 cannot be a tap: it has to be 3 to 2147483647"
+                .to_owned(),
         ),
         (
             "fd=[3,3]",
