@@ -480,6 +480,8 @@ fn flags_of(request: &ifreq) -> c_int {
 
 fn name_of(request: &ifreq) -> String {
     let bytes = request.ifr_name.iter();
-    let bytes = bytes.map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    // Signed on one architecture, and not on the other.
+    let bytes = bytes.flat_map(|byte| byte.to_ne_bytes());
+    let bytes = bytes.take_while(|byte| *byte != 0);
     String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
 }
