@@ -44,7 +44,7 @@ pub use chain::Chain;
 pub use memory::{GuestMemory, Memory};
 pub use queue::{MOST_DESCRIPTORS, QueueInterrupt, VirtQueue};
 pub use transport::{BAR_SIZE, ConfigChanges, VirtioError, VirtioFunction, VirtioParts, vectors};
-pub use worker::{Handler, Token, Worker};
+pub use worker::{Handler, OneWorker, Token, Worker};
 
 /// Feature bits that every device offers (section 6).
 pub mod features {

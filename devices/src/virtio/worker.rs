@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Fault, FaultSink};
+use super::{Device, Fault, FaultSink, Running};
 
 /// What a descriptor is to its handler.
 pub type Token = u32;
@@ -181,6 +181,30 @@ impl<H: Handler> Worker<H> {
 impl<H: Handler> Drop for Worker<H> {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// A device that one worker serves.
+pub struct OneWorker<D, H: Handler> {
+    /// The device, for when it is stopped.
+    pub device: Box<D>,
+    /// What serves it.
+    pub worker: Worker<H>,
+}
+
+impl<D: Device + 'static, H: Handler> Running for OneWorker<D, H> {
+    fn pause(&mut self) {
+        self.worker.pause();
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
+    }
+
+    fn stop(self: Box<Self>) -> Box<dyn Device> {
+        let Self { device, worker } = *self;
+        worker.stop();
+        device
     }
 }
 

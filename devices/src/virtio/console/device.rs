@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::backend::{Line, Size};
 use super::worker::{ConsoleHandler, Screen};
-use crate::virtio::{Device, DeviceConfig, NotStarted, Running, Start, Worker};
+use crate::virtio::{Device, DeviceConfig, NotStarted, OneWorker, Running, Start, Worker};
 
 /// Buffers for input and for output (section 5.3.2: receiveq and transmitq of port 0).
 const QUEUES: [u16; 2] = [256; 2];
@@ -88,7 +88,7 @@ impl Device for Console {
             Ok(worker) => {
                 // What came before it was there waits.
                 self.line.wake();
-                Ok(Box::new(RunningConsole {
+                Ok(Box::new(OneWorker {
                     device: self,
                     worker,
                 }))
@@ -98,26 +98,5 @@ impl Device for Console {
                 Err(NotStarted { device, reason })
             }
         }
-    }
-}
-
-struct RunningConsole {
-    device: Box<Console>,
-    worker: Worker<ConsoleHandler>,
-}
-
-impl Running for RunningConsole {
-    fn pause(&mut self) {
-        self.worker.pause();
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn stop(self: Box<Self>) -> Box<dyn Device> {
-        let Self { device, worker } = *self;
-        worker.stop();
-        device
     }
 }

@@ -5,7 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::worker::RngHandler;
-use crate::virtio::{Device, DeviceConfig, NoConfig, NotStarted, Running, Start, Worker};
+use crate::virtio::{
+    Device, DeviceConfig, NoConfig, NotStarted, OneWorker, Running, Start, Worker,
+};
 
 /// Requests that wait.
 const QUEUE: [u16; 1] = [256];
@@ -59,7 +61,7 @@ impl Device for Rng {
             }
         };
         match Worker::start("virtio-rng", handler, faults) {
-            Ok(worker) => Ok(Box::new(RunningRng {
+            Ok(worker) => Ok(Box::new(OneWorker {
                 device: self,
                 worker,
             })),
@@ -68,26 +70,5 @@ impl Device for Rng {
                 Err(NotStarted { device, reason })
             }
         }
-    }
-}
-
-struct RunningRng {
-    device: Box<Rng>,
-    worker: Worker<RngHandler>,
-}
-
-impl Running for RunningRng {
-    fn pause(&mut self) {
-        self.worker.pause();
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn stop(self: Box<Self>) -> Box<dyn Device> {
-        let Self { device, worker } = *self;
-        worker.stop();
-        device
     }
 }

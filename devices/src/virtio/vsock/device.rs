@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::backend::VsockHost;
 use super::switch::{PATIENCE, Patience, Switch};
 use super::worker::VsockHandler;
-use crate::virtio::{Device, DeviceConfig, NotStarted, Running, Start, Worker};
+use crate::virtio::{Device, DeviceConfig, NotStarted, OneWorker, Running, Start, Worker};
 
 /// Entries of the queues: packets to the guest, packets of the guest, events.
 const QUEUES: [u16; 3] = [256, 256, 64];
@@ -65,7 +65,7 @@ impl Device for Vsock {
             Worker::start("virtio-vsock", handler, faults).map_err(|(_, error)| error)
         });
         match started {
-            Ok(worker) => Ok(Box::new(RunningVsock {
+            Ok(worker) => Ok(Box::new(OneWorker {
                 device: self,
                 worker,
             })),
@@ -74,28 +74,6 @@ impl Device for Vsock {
                 Err(NotStarted { device, reason })
             }
         }
-    }
-}
-
-struct RunningVsock {
-    device: Box<Vsock>,
-    worker: Worker<VsockHandler>,
-}
-
-impl Running for RunningVsock {
-    fn pause(&mut self) {
-        self.worker.pause();
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn stop(self: Box<Self>) -> Box<dyn Device> {
-        let Self { device, worker } = *self;
-        // All connections end with their switch.
-        worker.stop();
-        device
     }
 }
 
