@@ -7,10 +7,13 @@ use crate::virtio::vsock::{MOST_CONNECTIONS, MOST_HALF_OPEN};
 /// Short, and yet long enough for a busy machine.
 const SHORT: Duration = Duration::from_millis(300);
 
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
+
 fn impatient() -> Rig {
     Rig::with_patience(Patience {
         half_open: SHORT,
-        linger: SHORT,
+        linger: LONG,
     })
 }
 
@@ -88,13 +91,29 @@ fn who_leaves_before_the_guest_accepts_leaves_nothing() {
 /// A guest that does not say that it has noticed the end of a connection.
 #[test]
 fn ends_are_not_waited_for_for_ever() {
-    let mut rig = impatient();
+    let mut rig = Rig::with_patience(Patience {
+        half_open: LONG,
+        linger: SHORT,
+    });
     let (client, peer) = rig.connect(1);
     drop(client);
     assert_eq!(rig.expect(op::SHUTDOWN).flags, shutdown::BOTH);
-    // What it sends meanwhile is for nobody.
-    rig.send(peer.data(100), &[0; 100]);
     assert!(peer.owns(&rig.expect(op::RST)));
+    rig.check();
+}
+
+#[test]
+fn what_is_sent_behind_an_end_is_for_nobody() {
+    let mut rig = Rig::with_patience(Patience {
+        half_open: LONG,
+        linger: LONG,
+    });
+    let (client, peer) = rig.connect(1);
+    drop(client);
+    assert_eq!(rig.expect(op::SHUTDOWN).flags, shutdown::BOTH);
+    rig.send(peer.data(100), &[0; 100]);
+    rig.expect_nothing();
+    rig.send(peer.header(op::RST), b"");
     rig.check();
 }
 
