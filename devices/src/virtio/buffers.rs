@@ -98,21 +98,62 @@ pub fn truncate(parts: &mut Vec<Part>, bytes: u64) {
     });
 }
 
-/// Adds a part of guest memory to a list for the host. It is there for as long as somebody has `memory`.
-///
-/// # Returns
-/// Whether all of it is in memory; if not, some of it may have been added.
-pub fn add(list: &mut Vec<iovec>, memory: &Memory, part: Part, permissions: Permissions) -> bool {
-    let Ok(slices) = memory.get_slices(part.gpa, part.bytes as usize, permissions) else {
-        return false;
-    };
-    for slice in slices {
-        let Ok(slice) = slice else {
+/// Finds parts of guest memory for the host. Buffers are there for as long as somebody has the memory.
+pub struct Finder<'m> {
+    memory: &'m Memory,
+    permissions: Permissions,
+    /// Where the last part was is mostly where the next one is.
+    last: Option<&'m GuestRegionMmap>,
+}
+
+impl<'m> Finder<'m> {
+    /// For parts that are used in one way.
+    pub fn new(memory: &'m Memory, permissions: Permissions) -> Self {
+        Self {
+            memory,
+            permissions,
+            last: None,
+        }
+    }
+
+    /// Adds a part to a list. One that follows the part before at once makes that one's buffer longer, so that
+    /// the host has less to do.
+    ///
+    /// # Returns
+    /// Whether all of it is in memory; if not, buffers of some of it may have been added.
+    pub fn add(&mut self, list: &mut Vec<iovec>, part: Part) -> bool {
+        if let Some(buffer) = self.last.and_then(|region| within(region, part)) {
+            if !join(list.last_mut(), buffer) {
+                list.push(buffer);
+            }
+            return true;
+        }
+        // Buffers are not joined over the ends of regions, which may be of different kinds.
+        self.last = vm_memory::GuestMemoryBackend::find_region(self.memory, part.gpa);
+        if let Some(buffer) = self.last.and_then(|region| within(region, part)) {
+            list.push(buffer);
+            return true;
+        }
+        self.last = None;
+        self.add_pieces(list, part)
+    }
+
+    /// Adds a part that is in several regions.
+    fn add_pieces(&self, list: &mut Vec<iovec>, part: Part) -> bool {
+        let pieces = self
+            .memory
+            .get_slices(part.gpa, part.bytes as usize, self.permissions);
+        let Ok(pieces) = pieces else {
             return false;
         };
-        list.push(buffer_of(&slice));
+        for piece in pieces {
+            let Ok(piece) = piece else {
+                return false;
+            };
+            list.push(buffer_of(&piece));
+        }
+        true
     }
-    true
 }
 
 fn buffer_of(slice: &VolatileSlice<'_>) -> iovec {
@@ -157,34 +198,16 @@ pub struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Takes parts of guest memory, which it keeps. Those that follow each other are one buffer, so that
-    /// the host has less to do.
+    /// Takes parts of guest memory, which it keeps.
     ///
     /// # Returns
     /// Whether they all are in memory.
     pub fn set(&mut self, memory: &Arc<Memory>, parts: &[Part], permissions: Permissions) -> bool {
         self.clear();
         self.memory = Some(Arc::clone(memory));
-        // Where the last part was is mostly where the next one is.
-        let mut last: Option<&GuestRegionMmap> = None;
-        for part in parts {
-            if let Some(buffer) = last.and_then(|region| within(region, *part)) {
-                if !join(self.list.last_mut(), buffer) {
-                    self.list.push(buffer);
-                }
-                continue;
-            }
-            // Buffers are not joined over the ends of regions, which may be of different kinds.
-            last = vm_memory::GuestMemoryBackend::find_region(&**memory, part.gpa);
-            if let Some(buffer) = last.and_then(|region| within(region, *part)) {
-                self.list.push(buffer);
-            } else if add(&mut self.list, memory, *part, permissions) {
-                last = None;
-            } else {
-                return false;
-            }
-        }
-        true
+        let mut finder = Finder::new(memory, permissions);
+        let list = &mut self.list;
+        parts.iter().all(|part| finder.add(list, *part))
     }
 
     /// Zeroes to be written, as many as fit.
@@ -441,7 +464,7 @@ mod tests {
             let mut one_by_one = Vec::new();
             let are_there = parts
                 .iter()
-                .all(|part| add(&mut one_by_one, &memory, *part, Permissions::Write));
+                .all(|part| Finder::new(&memory, Permissions::Write).add(&mut one_by_one, *part));
             let mut buffers = Buffers::default();
             prop_assert_eq!(buffers.set(&memory, &parts, Permissions::Write), are_there);
             if are_there {

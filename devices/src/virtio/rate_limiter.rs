@@ -204,6 +204,15 @@ impl RateLimiter {
         })
     }
 
+    /// A limiter for one thread, if there is anything to ask for: nothing without limits.
+    ///
+    /// # Errors
+    /// As for [`RateLimiter::new`].
+    pub fn of(limits: Option<&Arc<Limits>>) -> io::Result<Option<Self>> {
+        let limits = limits.filter(|limits| !limits.is_unlimited());
+        limits.cloned().map(Self::new).transpose()
+    }
+
     /// Asks for an operation that moves so many bytes, 0 if it moves none.
     ///
     /// # Returns

@@ -34,6 +34,21 @@ pub trait Handler: Send + 'static {
     /// It cannot go on until the device is reset.
     fn ready(&mut self, token: Token) -> Result<(), Fault>;
 
+    /// Whether it looks once more before the worker waits: [`Handler::look_again`] is called then, after what
+    /// descriptors tell of meanwhile. A driver that is not asked to tell of what it makes available does not
+    /// have to leave the guest for it.
+    fn lingers(&self) -> bool {
+        false
+    }
+
+    /// Looks once more. It does not linger any more then, or does so for a new reason.
+    ///
+    /// # Errors
+    /// As for [`Handler::ready`].
+    fn look_again(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Completes what is under way, and begins nothing. Called before the thread stands still or ends,
     /// and after it has failed: from then on nothing touches guest memory.
     ///
@@ -258,7 +273,9 @@ fn run<H: Handler>(handler: &mut H, control: &Control, epoll: &Epoll, faults: &d
                 return;
             }
         }
-        let waited = match epoll.wait(-1, &mut events) {
+        let lingers = handler.lingers();
+        let timeout = if lingers { 0 } else { -1 };
+        let waited = match epoll.wait(timeout, &mut events) {
             Ok(count) => Ok(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => Err(error),
@@ -282,6 +299,9 @@ fn run<H: Handler>(handler: &mut H, control: &Control, epoll: &Epoll, faults: &d
             // Tokens are what `prepare` has put there.
             let token = event.data() as Token;
             has_failed = guarded(handler, &mut |handler| handler.ready(token));
+        }
+        if lingers && !has_failed {
+            has_failed = guarded(handler, &mut H::look_again);
         }
         if has_failed {
             wait_for_the_end(control);

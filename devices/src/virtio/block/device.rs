@@ -73,8 +73,7 @@ impl Block {
             queues: vec![queue_size; queues.into()],
             host_cpus,
             engine,
-            // Without any there is nothing to ask for each request.
-            limits: limits.filter(|limits| !limits.is_unlimited()),
+            limits,
         }
     }
 
@@ -95,7 +94,7 @@ impl Block {
         let host_cpus = self.host_cpus.get(usize::from(index)).cloned();
         // Section 5.2.6.2: a driver without flushes takes what is written for safe.
         let synchronous = features & feature::FLUSH == 0;
-        let limiter = self.limits.clone().map(RateLimiter::new).transpose()?;
+        let limiter = RateLimiter::of(self.limits.as_ref())?;
         let handler = BlockHandler::new(
             Arc::clone(&self.image),
             queue,

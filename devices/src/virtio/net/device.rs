@@ -208,7 +208,7 @@ impl Net {
         for (pair, port) in ports.iter().enumerate() {
             let receiver = match take(2 * pair) {
                 Some(queue) => {
-                    let limiter = RateLimiter::new(Arc::clone(receiving))?;
+                    let limiter = RateLimiter::of(Some(receiving))?;
                     let checksums = Arc::clone(&checksums);
                     Some(Receiver::new(queue, mergeable, room, checksums, limiter))
                 }
@@ -216,7 +216,7 @@ impl Net {
             };
             let transmitter = match take(2 * pair + 1) {
                 Some(queue) => {
-                    let limiter = RateLimiter::new(Arc::clone(sending))?;
+                    let limiter = RateLimiter::of(Some(sending))?;
                     Some(Transmitter::new(queue, limiter))
                 }
                 None => None,
@@ -226,6 +226,7 @@ impl Net {
                 receiver,
                 transmitter,
                 control: None,
+                lingers: false,
             });
         }
         // Behind those of the pairs that the driver may use (section 5.1.2).

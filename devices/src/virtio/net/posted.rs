@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use libc::iovec;
 use vm_memory::{Permissions, VolatileSlice};
 
-use crate::virtio::buffers::{self, MOST, Part};
+use crate::virtio::buffers::{Finder, MOST, Part};
 use crate::virtio::{Chain, MOST_DESCRIPTORS, Memory};
 
 /// The most parts of guest memory that a frame is read into: one is left for what does not fit.
@@ -71,6 +71,7 @@ impl Posted {
         let before = self.list.len();
         let room = MOST_PARTS.saturating_sub(before - self.first);
         let mut ends_early = room == 0;
+        let mut finder = Finder::new(memory, Permissions::Write);
         for descriptor in chain.take(MOST_DESCRIPTORS) {
             if !descriptor.is_write_only() {
                 break;
@@ -87,7 +88,7 @@ impl Posted {
                 ends_early = true;
                 break;
             }
-            if !buffers::add(&mut self.list, memory, part, Permissions::Write) {
+            if !finder.add(&mut self.list, part) {
                 self.list.truncate(known);
                 break;
             }

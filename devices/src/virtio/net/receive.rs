@@ -25,6 +25,8 @@ pub enum Next {
     Limit,
     /// Nothing: there is more to do.
     Again,
+    /// Nothing, before it was looked once more: there may be more to do soon.
+    Look,
     /// Nothing: there is nothing to do any more.
     Nothing,
 }
@@ -38,7 +40,7 @@ pub struct Receiver {
     room: usize,
     /// The driver takes checksums that are missing or known to be right.
     checksums: Arc<AtomicBool>,
-    limiter: RateLimiter,
+    limiter: Option<RateLimiter>,
     posted: Posted,
     /// A frame that waits for buffers or for its time; as long as the largest, and one byte.
     spill: Box<[u8]>,
@@ -66,7 +68,7 @@ impl Receiver {
         mergeable: bool,
         room: usize,
         checksums: Arc<AtomicBool>,
-        limiter: RateLimiter,
+        limiter: Option<RateLimiter>,
     ) -> Self {
         Self {
             queue,
@@ -88,8 +90,8 @@ impl Receiver {
     }
 
     /// Readable when the time of the frame that waits has come.
-    pub fn limit(&self) -> RawFd {
-        self.limiter.event()
+    pub fn limit(&self) -> Option<RawFd> {
+        self.limiter.as_ref().map(RateLimiter::event)
     }
 
     /// Moves what can be moved now.
@@ -152,7 +154,8 @@ impl Receiver {
     fn is_due(&mut self) -> bool {
         if !self.due {
             let bytes = self.pending.saturating_sub(HEADER);
-            self.due = self.limiter.take(bytes as u64);
+            let limiter = self.limiter.as_mut();
+            self.due = limiter.is_none_or(|limiter| limiter.take(bytes as u64));
         }
         self.due
     }

@@ -11,17 +11,19 @@ use super::backend::Counters;
 use super::port::{Moved, Port};
 use super::receive::Next;
 use super::{HEADER, LARGEST, ROUND};
-use crate::virtio::buffers::{self, MOST, Part};
+use crate::virtio::buffers::{Finder, MOST, Part};
 use crate::virtio::rate_limiter::RateLimiter;
 use crate::virtio::{Chain, Fault, MOST_DESCRIPTORS, Memory, VirtQueue};
 
 /// Serves a transmit queue.
 pub struct Transmitter {
     queue: VirtQueue,
-    limiter: RateLimiter,
+    limiter: Option<RateLimiter>,
     frame: Frame,
     /// The time of the frame that comes next has come.
     due: bool,
+    /// Frames have come since it was last looked without finding any.
+    busy: bool,
 }
 
 /// Buffers of a frame. Keeps its room for the next one.
@@ -33,12 +35,13 @@ unsafe impl Send for Frame {}
 
 impl Transmitter {
     /// Serves a queue.
-    pub fn new(queue: VirtQueue, limiter: RateLimiter) -> Self {
+    pub fn new(queue: VirtQueue, limiter: Option<RateLimiter>) -> Self {
         Self {
             queue,
             limiter,
             frame: Frame::default(),
             due: false,
+            busy: false,
         }
     }
 
@@ -48,8 +51,8 @@ impl Transmitter {
     }
 
     /// Readable when the time of the frame that waits has come.
-    pub fn limit(&self) -> RawFd {
-        self.limiter.event()
+    pub fn limit(&self) -> Option<RawFd> {
+        self.limiter.as_ref().map(RateLimiter::event)
     }
 
     /// Moves what can be moved now.
@@ -68,20 +71,24 @@ impl Transmitter {
         for _ in 0..ROUND {
             let Some(chain) = self.queue.pop(memory)? else {
                 // A driver that has taken back what it said waits for nothing any more.
-                self.limiter.clear();
+                self.limiter.iter_mut().for_each(RateLimiter::clear);
                 self.due = false;
+                // Those that follow soon cost the driver nothing that way.
+                if std::mem::take(&mut self.busy) {
+                    return Ok(Next::Look);
+                }
                 if !self.queue.wait(memory)? {
                     return Ok(Next::Driver);
                 }
                 self.queue.be_quiet(memory)?;
                 continue;
             };
+            self.busy = true;
             let head = chain.head_index();
             // What is no frame is not sent: as with a real card, nobody is told.
             if let Some(length) = self.frame.set(chain, memory) {
                 let bytes = length - HEADER;
-                self.due = self.due || self.limiter.take(bytes as u64);
-                if !self.due {
+                if !self.is_due(bytes) {
                     self.queue.unpop(1);
                     return Ok(Next::Limit);
                 }
@@ -103,6 +110,15 @@ impl Transmitter {
         }
         Ok(Next::Again)
     }
+
+    /// Whether the time of a frame of so many bytes has come.
+    fn is_due(&mut self, bytes: usize) -> bool {
+        if !self.due {
+            let limiter = self.limiter.as_mut();
+            self.due = limiter.is_none_or(|limiter| limiter.take(bytes as u64));
+        }
+        self.due
+    }
 }
 
 impl Frame {
@@ -113,6 +129,7 @@ impl Frame {
     fn set(&mut self, chain: Chain, memory: &Memory) -> Option<usize> {
         self.0.clear();
         let mut length = 0_usize;
+        let mut finder = Finder::new(memory, Permissions::Read);
         for (count, descriptor) in chain.enumerate() {
             if count == MOST_DESCRIPTORS || descriptor.is_write_only() {
                 return None;
@@ -128,7 +145,7 @@ impl Frame {
             if length > LARGEST || self.0.len() >= MOST {
                 return None;
             }
-            if !buffers::add(&mut self.0, memory, part, Permissions::Read) {
+            if !finder.add(&mut self.0, part) {
                 return None;
             }
         }

@@ -34,6 +34,8 @@ pub struct NetHandler {
     pub transmitter: Option<Transmitter>,
     /// The control queue.
     pub control: Option<Control>,
+    /// The driver is not asked to tell of frames.
+    pub lingers: bool,
 }
 
 impl NetHandler {
@@ -49,7 +51,7 @@ impl NetHandler {
             }
             // What is attached again in this moment is to be waited for.
             Next::Nothing => return Ok(()),
-            Next::Driver | Next::Host | Next::Limit => {}
+            Next::Driver | Next::Host | Next::Limit | Next::Look => {}
         }
         Ok(self.port.want(EventSet::IN, next == Next::Host)?)
     }
@@ -59,6 +61,7 @@ impl NetHandler {
             return Ok(self.port.want(EventSet::OUT, false)?);
         };
         let next = transmitter.serve(&self.port)?;
+        self.lingers = next == Next::Look;
         if next == Next::Again {
             let _ = transmitter.queue().kick().write(1);
         }
@@ -71,11 +74,11 @@ impl Handler for NetHandler {
         let mut descriptors = vec![(self.port.event(), HOST)];
         if let Some(receiver) = &self.receiver {
             descriptors.push((receiver.queue().kick().as_raw_fd(), BUFFERS));
-            descriptors.push((receiver.limit(), MAY_RECEIVE));
+            descriptors.extend(receiver.limit().map(|limit| (limit, MAY_RECEIVE)));
         }
         if let Some(transmitter) = &self.transmitter {
             descriptors.push((transmitter.queue().kick().as_raw_fd(), FRAMES));
-            descriptors.push((transmitter.limit(), MAY_TRANSMIT));
+            descriptors.extend(transmitter.limit().map(|limit| (limit, MAY_TRANSMIT)));
         }
         if let Some(control) = &self.control {
             descriptors.push((control.queue().kick().as_raw_fd(), COMMAND));
@@ -120,5 +123,13 @@ impl Handler for NetHandler {
                 Ok(())
             }
         }
+    }
+
+    fn lingers(&self) -> bool {
+        self.lingers
+    }
+
+    fn look_again(&mut self) -> Result<(), Fault> {
+        self.transmit()
     }
 }
