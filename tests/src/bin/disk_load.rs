@@ -1,6 +1,10 @@
 //! A load for disks, in a guest of `lab_bench`: orders ([`tests::load`]) are to `read` or `write`, in `random` or
-//! `sequential` order, past the page cache.
-#![expect(unsafe_code, reason = "gives io_uring buffers by their addresses")]
+//! `sequential` order, past the page cache. To `fill` is to write, where nothing is: the disk is discarded before, and
+//! no place is written to twice, nor any cluster by two small requests.
+#![expect(
+    unsafe_code,
+    reason = "gives io_uring buffers by their addresses, and discards by an ioctl"
+)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
@@ -39,10 +43,14 @@ fn run() -> Result<()> {
     let name = Path::new(&device).file_name().unwrap_or_default();
     let statistics = format!("/sys/block/{}/stat", name.display());
     while let Some(order) = Order::next()? {
-        ensure!(["read", "write"].contains(&&*order.access), "read or write");
+        let accesses = ["read", "write", "fill"];
+        ensure!(accesses.contains(&&*order.access), "read, write or fill");
         let patterns = ["random", "sequential"];
         ensure!(patterns.contains(&&*order.pattern), "in which order");
         let prepare = |number| {
+            if order.access == "fill" && number == 0 {
+                disk.discard()?;
+            }
             let job = Job::new(&order, &disk, number)?;
             Ok(|| job.run(&order, &disk))
         };
@@ -56,6 +64,25 @@ struct Disk {
     file: File,
     size: u64,
 }
+
+impl Disk {
+    fn discard(&self) -> Result<()> {
+        let range = [0, self.size];
+        // SAFETY: the ioctl reads two numbers, and changes nothing but the disk (linux/fs.h).
+        let done = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+        match done {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()).context("cannot discard"),
+        }
+    }
+}
+
+/// `_IO(0x12, 119)` (linux/fs.h).
+const BLKDISCARD: libc::Ioctl = 0x1277;
+/// Bytes of a cluster of qcow2, as images are made (`lab_bench/image.rs`).
+const CLUSTER: usize = 64 << 10;
+/// Coprime to the number of clusters, and far from 1.
+const STRIDE: u64 = 0x9e37_79b1;
 
 /// Requests that the driver has seen end: reads and writes
 /// (Linux, Documentation/block/stat.rst).
@@ -104,9 +131,10 @@ struct Job {
     // First, so that it is dropped before what the kernel may still be using.
     ring: IoUring,
     memory: Memory,
-    /// Blocks of a request's size that this job uses.
+    /// Blocks that this job uses, and bytes of each.
     first: u64,
     blocks: u64,
+    block: u64,
     next: u64,
     random: u64,
     requests: u64,
@@ -116,19 +144,28 @@ impl Job {
     fn new(order: &Order, disk: &Disk, number: usize) -> Result<Self> {
         let jobs = order.jobs as u64;
         // Random requests go anywhere, sequential ones of several jobs do not meet.
-        let all = disk.size / order.bytes as u64;
-        let is_random = order.pattern == "random";
+        let fills = order.access == "fill";
+        let block = if fills {
+            order.bytes.max(CLUSTER)
+        } else {
+            order.bytes
+        } as u64;
+        let all = disk.size / block;
+        let is_random = order.pattern == "random" && !fills;
         let blocks = if is_random { all } else { all / jobs };
         ensure!(blocks > 0, "the disk is too small");
+        let requests = order.share(number);
+        ensure!(!fills || requests <= blocks, "more than the disk has");
         let first = if is_random { 0 } else { blocks * number as u64 };
         Ok(Self {
             ring: IoUring::new(u32::try_from(order.depth)?.next_power_of_two())?,
             memory: Memory::new(order.bytes * order.depth)?,
             first,
             blocks,
+            block,
             next: 0,
             random: 0x9e37_79b9_7f4a_7c15 ^ (number as u64 + 1),
-            requests: order.share(number),
+            requests,
         })
     }
 
@@ -158,7 +195,12 @@ impl Job {
     }
 
     fn begin(&mut self, order: &Order, disk: &Disk, slot: usize) -> Result<()> {
-        let block = if order.pattern == "random" {
+        let is_random = order.pattern == "random";
+        let block = if is_random && order.access == "fill" {
+            let next = self.next;
+            self.next += 1;
+            next.wrapping_mul(STRIDE) % self.blocks
+        } else if is_random {
             // Marsaglia's xorshift64.
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
@@ -169,15 +211,15 @@ impl Job {
             self.next = (next + 1) % self.blocks;
             next
         };
-        let offset = (self.first + block) * order.bytes as u64;
+        let offset = (self.first + block) * self.block;
         let buffer = self.memory.start.wrapping_byte_add(slot * order.bytes);
         let (file, length) = (Fd(disk.file.as_raw_fd()), u32::try_from(order.bytes)?);
-        let entry = if order.access == "write" {
-            opcode::Write::new(file, buffer, length)
+        let entry = if order.access == "read" {
+            opcode::Read::new(file, buffer, length)
                 .offset(offset)
                 .build()
         } else {
-            opcode::Read::new(file, buffer, length)
+            opcode::Write::new(file, buffer, length)
                 .offset(offset)
                 .build()
         };

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 
 use crate::command;
 
-const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 /// Bytes of a disk: those of the host's own (`scripts/lab-run`).
-const SIZE: usize = 64 * MIB;
+pub const SIZE: usize = 64 * MIB;
 /// The host's own disk.
 const HOST_DISK: &str = "/dev/nvme0n1";
 const HOST_DISK_FACTS: &str = "/sys/block/nvme0n1";
@@ -106,7 +106,7 @@ fn host_disk(folder: &Path) -> Result<Option<Images>> {
 }
 
 /// Bytes of a cluster of qcow2.
-const CLUSTER: u64 = 64 << 10;
+pub const CLUSTER: u64 = 64 << 10;
 
 /// Writes an image without holes.
 fn write(path: &Path, format: Format) -> Result<()> {

@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::{Result, bail};
 
 use crate::guest::Guest;
+use crate::image::{CLUSTER, MIB, SIZE};
 
 /// What a guest is to do ([`tests::load`]).
 pub struct Load {
@@ -15,6 +16,8 @@ pub struct Load {
     depth: usize,
     /// Requests of each queue, of the shortest run. A connection takes some time until it is fast.
     pub first: usize,
+    /// Requests of all queues, where a run ends when there is nothing left to do.
+    pub all: Option<usize>,
 }
 
 /// Every load of a disk.
@@ -24,6 +27,14 @@ pub const DISK_LOADS: [Load; 4] = [
     Load::new("read", "sequential", 1 << 20, 4),
     Load::new("write", "sequential", 1 << 20, 4),
 ];
+
+/// What a format with tables is asked beside these: to write where nothing is.
+pub const FORMAT_LOADS: [Load; 6] = {
+    let [first, second, third, fourth] = DISK_LOADS;
+    let random = Load::new("fill", "random", 4 << 10, 16).at_most(SIZE / CLUSTER as usize);
+    let sequential = Load::new("fill", "sequential", MIB, 4).at_most(SIZE / MIB);
+    [first, second, third, fourth, random, sequential]
+};
 
 /// What is no requests of a driver.
 const STREAM: &str = "stream";
@@ -39,6 +50,14 @@ impl Load {
             bytes,
             depth,
             first: 4 * depth,
+            all: None,
+        }
+    }
+
+    const fn at_most(self, requests: usize) -> Self {
+        Self {
+            all: Some(requests),
+            ..self
         }
     }
 
@@ -57,6 +76,7 @@ impl Load {
             bytes,
             depth,
             first: _,
+            all: _,
         } = self;
         let order = format!("{access} {pattern} {bytes} {depth} {jobs} {requests}");
         let (numbers, used) = guest.carry_out(&order)?;
@@ -93,6 +113,7 @@ impl fmt::Display for Load {
             bytes,
             depth: _,
             first: _,
+            all: _,
         } = self;
         let size = match bytes >> 20 {
             0 => format!("{} KiB", bytes >> 10),

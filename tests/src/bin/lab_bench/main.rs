@@ -18,7 +18,7 @@ use tests::{Lab, Summary};
 use guest::{Guest, Monitor, Started};
 use hardware::{Disk, Hardware, Net};
 use image::{Format, Store};
-use load::{DISK_LOADS, Load, Measured, NET_LOADS};
+use load::{DISK_LOADS, FORMAT_LOADS, Load, Measured, NET_LOADS};
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,8 @@ impl Case {
 
     fn loads(&self) -> &'static [Load] {
         match self.device {
-            Device::Disk(..) => &DISK_LOADS,
+            Device::Disk(_, Format::Raw) => &DISK_LOADS,
+            Device::Disk(_, Format::Qcow2) => &FORMAT_LOADS,
             Device::Net(_) => &NET_LOADS,
         }
     }
@@ -268,6 +269,10 @@ fn calibrate(
     jobs: usize,
     mut run: impl FnMut(u64) -> Result<Measured>,
 ) -> Result<u64> {
+    if let Some(all) = load.all {
+        run(all as u64)?;
+        return Ok(all as u64);
+    }
     let mut requests = (load.first * jobs) as u64;
     loop {
         let measured = run(requests)?;
