@@ -26,18 +26,3 @@ fn every_seed_and_everything_that_was_mended_is_stood() {
         }
     }
 }
-
-/// `FUZZ_TARGET` and `FUZZ_INPUT` name a target and a file, which is given to it many times: threads
-/// do not meet in the same way each time.
-#[test]
-#[ignore = "needs an input: scripts/fuzz says how it is run"]
-fn one_input() {
-    let name = std::env::var("FUZZ_TARGET").expect("FUZZ_TARGET");
-    let path = std::env::var("FUZZ_INPUT").expect("FUZZ_INPUT");
-    let target = fuzz::target(&name).unwrap();
-    let bytes = std::fs::read(path).unwrap();
-    println!("{}", target.describe(&bytes));
-    for _ in 0..100 {
-        target.run(&bytes);
-    }
-}
