@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2034
 
 # Goes up whenever scripts/lab/fetch would make something else: a new number is a new folder.
-LAB_RECIPE=9
+LAB_RECIPE=10
 # Debian release that the tools, the kernels and busybox come from.
 LAB_SUITE=trixie
 

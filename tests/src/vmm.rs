@@ -2,8 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -29,6 +31,7 @@ pub struct Vmm {
     files: Option<TempDir>,
     name: String,
     timeout: Duration,
+    user: Option<u32>,
 }
 
 impl Vmm {
@@ -52,6 +55,7 @@ impl Vmm {
                 .unwrap_or("unnamed")
                 .replace("::", "."),
             timeout: DEFAULT_TIMEOUT,
+            user: None,
         }
     }
 
@@ -107,6 +111,12 @@ impl Vmm {
         self
     }
 
+    /// As which user it runs: one of its own, without any capability, unless it is 0.
+    pub fn user(mut self, id: u32) -> Self {
+        self.user = Some(id);
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -121,6 +131,13 @@ impl Vmm {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         restore_defaults(&mut command);
+        if let Some(id) = self.user {
+            command.uid(id).gid(id);
+            // It may read what it is given.
+            let files = self.files.as_ref().map(TempDir::path);
+            let open = |path| fs::set_permissions(path, Permissions::from_mode(0o755));
+            files.map(open).transpose()?;
+        }
         write(&logs.join("command"), &format!("{command:?}\n"))?;
         if let Some(script) = &self.script {
             write(&logs.join("test.sh"), script)?;
@@ -335,5 +352,5 @@ impl Outcome {
 }
 
 fn write(path: &Path, content: &str) -> Result<()> {
-    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -18,6 +18,7 @@ mod rate_limits;
 mod report;
 mod segments;
 mod serial;
+mod taps;
 mod two_devices;
 mod virtio;
 mod virtio_disks;

@@ -2,19 +2,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
-use tests::tap::open_tap;
-use tests::{CMDLINE, Initramfs, Linux, Report, Vmm};
+use tests::{CMDLINE, Initramfs, Report, Vmm};
 
 /// What every script here has: interfaces by their MAC addresses, and what they do.
-const TOOLS: &str = "
+pub(super) const TOOLS: &str = "
 modprobe virtio_net
 nic() { basename $(dirname $(grep -lix $1 /sys/class/net/*/address)); }
 up() { ip addr add $2/24 dev $1; ip link set $1 up; }
@@ -24,7 +21,7 @@ count() { cat /sys/class/net/$1/statistics/$2; }
 ";
 
 /// A server that gives back all that it is sent, on every address; its port.
-fn echo() -> Result<u16> {
+pub(super) fn echo() -> Result<u16> {
     serve(|mut stream| {
         let mut bytes = [0; 1 << 14];
         while let Ok(count) = stream.read(&mut bytes)
@@ -59,14 +56,14 @@ fn serve(mut answer: impl FnMut(TcpStream) -> Result<()> + Send + 'static) -> Re
 }
 
 /// Queues of an interface of this host that frames are given to.
-fn host_queues(name: &str) -> Result<usize> {
+pub(super) fn host_queues(name: &str) -> Result<usize> {
     let folder = format!("/sys/class/net/{name}/queues");
     let names = std::fs::read_dir(&folder).context(folder)?.flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     Ok(names.filter(|name| name.starts_with("tx-")).count())
 }
 
-fn host_attribute(name: &str, attribute: &str) -> Result<String> {
+pub(super) fn host_attribute(name: &str, attribute: &str) -> Result<String> {
     let path = format!("/sys/class/net/{name}/{attribute}");
     let text = std::fs::read_to_string(&path).context(path)?;
     Ok(text.trim().to_owned())
@@ -131,12 +128,12 @@ struct Run {
 }
 
 /// A server that answers nobody until it is let.
-struct Gate {
-    port: u16,
-    open: std::sync::mpsc::Sender<()>,
+pub(super) struct Gate {
+    pub(super) port: u16,
+    pub(super) open: std::sync::mpsc::Sender<()>,
 }
 
-fn gate() -> Result<Gate> {
+pub(super) fn gate() -> Result<Gate> {
     let (open, opened) = std::sync::mpsc::channel();
     let port = serve(move |stream| {
         // It is opened, or its owner is gone.
@@ -265,181 +262,10 @@ fn the_host_has_its_end() -> Result<()> {
 }
 
 /// Runs a program of the emulated host.
-fn host(words: &[&str]) -> Result<String> {
+pub(super) fn host(words: &[&str]) -> Result<String> {
     let (program, arguments) = words.split_first().context("no program")?;
     let output = Command::new(program).args(arguments).output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{words:?}: {errors}");
     Ok(String::from_utf8(output.stdout)?)
-}
-
-/// An interface that others have made and set up, handed over by its descriptors: of the command line here,
-/// with the request below.
-fn given(name: &str, queues: usize, network: u8) -> Result<Vec<OwnedFd>> {
-    let files = open_tap(name, queues)?;
-    let address = format!("192.168.{network}.1/24");
-    host(&["ip", "addr", "add", &address, "dev", name])?;
-    host(&["ip", "link", "set", name, "up"])?;
-    Ok(files)
-}
-
-/// How many queues of taps a process has open. Others that are started from here inherit what was opened for
-/// one of them.
-fn open_taps(pid: u32) -> Result<usize> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-    let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    Ok(targets.filter(|target| target.ends_with("net/tun")).count())
-}
-
-fn numbers(files: &[OwnedFd]) -> String {
-    let numbers = files.iter().map(|file| file.as_raw_fd().to_string());
-    numbers.collect::<Vec<_>>().join(",")
-}
-
-fn given_script(network: u8, echo: u16) -> String {
-    let nic = format!("nic 52:54:00:00:{network}:02");
-    format!(
-        "{TOOLS}
-nic=$({nic})
-up $nic 192.168.{network}.2
-dd if=/dev/urandom of=/tmp/random bs=64k count=8 2>/dev/null
-section sum sh -c 'sha256sum </tmp/random'
-section echo echoed 192.168.{network}.1 {echo}
-section queues sh -c \"ls -1 /sys/class/net/$nic/queues | wc -l\"
-"
-    )
-}
-
-#[test]
-fn taps_are_inherited() -> Result<()> {
-    let files = given("vmtest-c", 2, 79)?;
-    let initramfs = Initramfs::new(&given_script(79, echo()?)).drivers();
-    let net = format!(
-        "fd=[{}],num_queues=4,mac=52:54:00:00:79:02",
-        numbers(&files)
-    );
-    let vmm = Vmm::boot(&initramfs, CMDLINE)?.args(["--cpus", "boot=2", "--net", &net]);
-    let report = vmm.run()?.report()?;
-    assert_eq!(report.text("echo")?, report.text("sum")?);
-    assert_eq!(report.text("queues")?.trim(), "4");
-    // It is whose it was, and as it was.
-    assert_eq!(host_queues("vmtest-c")?, 2);
-    Ok(())
-}
-
-/// Before boot over the REST interface, by `ch-remote`; it is there again at the next boot.
-#[test]
-fn taps_come_with_requests() -> Result<()> {
-    let files = given("vmtest-d", 2, 80)?;
-    let mut linux = Linux::start(&["--no-shutdown"])?;
-    let gate = gate()?;
-    let wait = format!("nc 192.168.80.1 {} </dev/null >/dev/null\n", gate.port);
-    let initramfs = Initramfs::new(&format!("{}{wait}", given_script(80, echo()?))).drivers();
-    let machine = linux.machine(&initramfs, CMDLINE)?;
-    linux.server.put("vm.create", &machine).expect(204);
-    let net = format!(
-        "fd=[{}],num_queues=4,mac=52:54:00:00:80:02",
-        numbers(&files)
-    );
-    linux.remote(&["add-net", &net])?;
-    drop(files);
-    for _ in 0..2 {
-        linux.boot()?;
-        linux.wait_for_lines("@@ end queues", 1)?;
-        let counters = linux.server.get("vm.counters").expect(200).json();
-        let counter = |name: &str| counters["_net0"][name].as_u64().unwrap_or_default();
-        ensure!(counter("rx_bytes") > 512 << 10, "{counters}");
-        ensure!(counter("tx_bytes") > 512 << 10, "{counters}");
-        ensure!(counter("rx_frames") > 10, "{counters}");
-        ensure!(counter("tx_frames") > 10, "{counters}");
-        gate.open.send(())?;
-        let report = linux.report()?;
-        assert_eq!(report.text("echo")?, report.text("sum")?);
-        linux.server.wait_for_state("Shutdown");
-        let config = &linux.server.info()["config"]["net"][0];
-        assert_eq!(config["mac"], "52:54:00:00:80:02");
-    }
-    let before = open_taps(linux.server.pid())?;
-    linux
-        .server
-        .put("vm.remove-device", &json!({"id": "_net0"}))
-        .expect(204);
-    let after = open_taps(linux.server.pid())?;
-    assert_eq!(before - after, 2, "what was sent is closed");
-    Ok(())
-}
-
-/// The tap is deleted under a guest: its link goes down, and it goes on.
-#[test]
-fn a_tap_that_goes_costs_the_link() -> Result<()> {
-    let echo = echo()?;
-    let script = format!(
-        "{TOOLS}
-nic=$(nic 52:54:00:00:81:02)
-up $nic 192.168.81.2
-dd if=/dev/urandom of=/tmp/random bs=64k count=1 2>/dev/null
-section echo echoed 192.168.81.1 {echo}
-section ready echo ready
-for second in $(seq 100); do
-    [ \"$(cat /sys/class/net/$nic/carrier)\" = 1 ] || break
-    usleep 100000
-done
-section carrier cat /sys/class/net/$nic/carrier
-section lost sh -c '! ping -c 1 -W 1 192.168.81.1 >/dev/null'
-virtio=$(basename $(readlink /sys/class/net/$nic/device))
-echo $virtio >/sys/bus/virtio/drivers/virtio_net/unbind
-echo $virtio >/sys/bus/virtio/drivers/virtio_net/bind
-nic=$(nic 52:54:00:00:81:02)
-ip link set $nic up
-section again cat /sys/class/net/$nic/carrier
-"
-    );
-    let initramfs = Initramfs::new(&script).drivers();
-    let net = "tap=vmtest-e,ip=192.168.81.1,mac=52:54:00:00:81:02";
-    let vmm = Vmm::boot(&initramfs, CMDLINE)?
-        .args(["--net", net])
-        .spawn()?;
-    vmm.wait_for_line("@@ end ready")?;
-    host(&["ip", "link", "delete", "vmtest-e"])?;
-    let outcome = vmm.wait()?;
-    let report = outcome.report()?;
-    assert_eq!(report.text("carrier")?.trim(), "0");
-    assert_eq!(report.text("again")?.trim(), "0");
-    report.text("lost")?;
-    let lines: Vec<&str> = outcome.stderr.lines().collect();
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    ensure!(
-        lines[0].contains("vmtest-e of the host is gone"),
-        "{lines:?}"
-    );
-    Ok(())
-}
-
-/// What was there before stays, with the address that it has.
-#[test]
-fn a_tap_that_was_there_stays_as_it_was() -> Result<()> {
-    host(&["tunctl", "-t", "vmtest-f"])?;
-    host(&["ip", "addr", "add", "10.9.8.7/24", "dev", "vmtest-f"])?;
-    let vmm = super::guest("true")?.args(["--net", "tap=vmtest-f"]);
-    vmm.run()?.report()?;
-    let shown = host(&["ip", "addr", "show", "dev", "vmtest-f"])?;
-    ensure!(shown.contains("10.9.8.7/24"), "{shown}");
-    ensure!(!shown.contains("192.168.249.1"), "{shown}");
-    ensure!(shown.contains("UP"), "{shown}");
-    host(&["tunctl", "-d", "vmtest-f"])?;
-    Ok(())
-}
-
-#[test]
-fn taps_that_cannot_be_had_are_named() -> Result<()> {
-    let _busy = open_tap("vmtest-g", 1)?;
-    for (net, expected) in [
-        ("tap=lo", "--net tap=lo: there is an interface of that name"),
-        ("tap=vmtest-g", "--net tap=vmtest-g: another program has it"),
-    ] {
-        let outcome = super::early_guest()?.args(["--net", net]).run()?;
-        assert_eq!(outcome.code(), Some(1), "{}", outcome.stderr);
-        ensure!(outcome.stderr.contains(expected), "{}", outcome.stderr);
-    }
-    Ok(())
 }
