@@ -194,6 +194,7 @@ fn the_default_is_the_terminal_where_that_is_free() -> Result<()> {
 }
 
 #[test]
+#[ignore = "another guest for one mode, run by scripts/test --full"]
 fn null_is_a_console_that_nobody_reads() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let script = "head -c 1000000 /dev/zero >/dev/hvc0; echo consoles: $(consoles)";

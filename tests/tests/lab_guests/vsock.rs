@@ -339,6 +339,7 @@ fn the_driver_and_the_guest_come_and_go() -> Result<()> {
 
 /// What docs/virtio.md shows, over the API.
 #[test]
+#[ignore = "another guest for its beginning, run by scripts/test --full"]
 fn sockets_are_added_and_paused() -> Result<()> {
     let mut linux = Linux::start(&["--no-shutdown"])?;
     let machine = linux.machine(&initramfs(), CMDLINE)?;
