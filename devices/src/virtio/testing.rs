@@ -97,6 +97,19 @@ impl Default for Ram {
     }
 }
 
+impl Ram {
+    /// Other memory of the same bytes comes in its place, as that of a device that is moved does.
+    pub fn replace(&mut self) {
+        let mapping = Mapping::new(self.mapping.bytes);
+        let (from, to) = (self.mapping.address(), mapping.address());
+        // SAFETY: both are as long, and neither is a part of the other. Of memory there are no references.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, mapping.bytes) };
+        self.memory.unmap(0, mapping.bytes as u64).unwrap();
+        self.memory.map(&mapping.at(0)).unwrap();
+        self.mapping = mapping;
+    }
+}
+
 impl Drop for Ram {
     fn drop(&mut self) {
         self.memory.unmap(0, self.mapping.bytes as u64).unwrap();

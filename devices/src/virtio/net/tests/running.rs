@@ -120,6 +120,22 @@ fn whatever_waits_keeps_no_memory() {
 }
 
 #[test]
+fn buffers_that_wait_are_where_memory_is_then() {
+    let (mut driver, peer, _backend) = started(0, 64);
+    for number in 0..3 {
+        post(&mut driver, number, 2000);
+    }
+    driver.kick(RX);
+    assert!(is_still(&peer));
+    driver.ram.replace();
+    for number in 0..3 {
+        peer.send(&frame(number, 1000));
+        let (bytes, _) = take_frame(&mut driver);
+        assert_eq!(bytes[HEADER..], frame(number, 1000)[HEADER..]);
+    }
+}
+
+#[test]
 fn an_interface_that_goes_costs_the_link_alone() {
     for buffers in [true, false] {
         let (mut driver, peer, backend) = started(0, 64);
