@@ -5,23 +5,26 @@
 )]
 
 use std::ffi::OsString;
-use std::io;
 use std::mem::{offset_of, zeroed};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use libc::{c_void, iovec};
 
 use crate::virtio::buffers::Buffers;
+use crate::virtio::complaints::Complaints;
 
 /// The host's side of the device, for all boots: a socket that is listened on. Clients that come while no
 /// driver has started the device wait.
 pub struct VsockHost {
     listener: UnixListener,
     path: PathBuf,
+    /// Clients and guests can go on.
+    complaints: Complaints,
 }
 
 impl VsockHost {
@@ -31,7 +34,18 @@ impl VsockHost {
     /// The host does not let it be made non-blocking.
     pub fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, path })
+        Ok(Self {
+            listener,
+            path,
+            complaints: Complaints::default(),
+        })
+    }
+
+    /// Tells the operator of what failed.
+    pub(super) fn complain(&self, what: fmt::Arguments<'_>, error: &io::Error) {
+        let path = self.path.display();
+        self.complaints
+            .warn(format_args!("vsock {path}: {what} fails: {error}"));
     }
 
     /// The descriptor that is readable when a client waits.
@@ -76,11 +90,6 @@ impl VsockHost {
             // Where too many wait to be accepted already, this is EAGAIN (unix(7)).
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    /// Where it listens.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 }
 

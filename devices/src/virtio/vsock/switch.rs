@@ -97,8 +97,6 @@ pub struct Switch {
 
     parts: Vec<Part>,
     buffers: Buffers,
-    /// The operator was told that something failed.
-    complained: bool,
 }
 
 impl Switch {
@@ -126,7 +124,6 @@ impl Switch {
             stood_still: None,
             parts: Vec::new(),
             buffers: Buffers::default(),
-            complained: false,
         };
         switch.listen(ControlOperation::Add)?;
         let fd = switch.timer.as_raw_fd();
@@ -234,7 +231,8 @@ impl Switch {
                 }
                 Ok(None) => self.client_waits = false,
                 Err(error) => {
-                    self.complain("accepting a client", &error);
+                    self.host
+                        .complain(format_args!("accepting a client"), &error);
                     let again = Instant::now() + ACCEPT_AGAIN;
                     self.accept_again = Some(again);
                     self.arm(again);
@@ -251,7 +249,8 @@ impl Switch {
             EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         let event = EpollEvent::new(flags, key.to_number());
         if let Err(error) = self.sockets.ctl(ControlOperation::Add, fd, event) {
-            self.complain("waiting for a socket", &error);
+            self.host
+                .complain(format_args!("waiting for a socket"), &error);
             self.table.remove(key.place);
             return None;
         }
@@ -493,7 +492,9 @@ impl Switch {
         let time = time.max(Duration::from_millis(1));
         match self.timer.reset(time, None) {
             Ok(()) => self.armed = Some(at),
-            Err(error) => self.complain("setting a timer", &error.into()),
+            Err(error) => self
+                .host
+                .complain(format_args!("setting a timer"), &error.into()),
         }
     }
 
@@ -515,24 +516,14 @@ impl Switch {
         }
     }
 
-    /// Tells the operator of what failed; once with emphasis, since guests and clients can go on.
-    fn complain(&mut self, what: &str, error: &io::Error) {
-        let level = match std::mem::replace(&mut self.complained, true) {
-            false => log::Level::Warn,
-            true => log::Level::Debug,
-        };
-        let path = self.host.path().display();
-        log::log!(level, "vsock {path}: {what} fails: {error}");
-    }
-
-    fn complain_of_port(&mut self, port: u32, error: &io::Error) {
+    fn complain_of_port(&self, port: u32, error: &io::Error) {
         // That nobody listens is nothing to worry about.
         if !matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
         ) {
-            let what = format!("connecting the guest to port {port}");
-            self.complain(&what, error);
+            self.host
+                .complain(format_args!("connecting the guest to port {port}"), error);
         }
     }
 
