@@ -1,16 +1,15 @@
 //! VFIO with real drivers, IOMMUs and devices, without a guest.
 
-use std::fs;
+mod owners;
+
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use pci::device::{Device, DeviceError, IrqKind, region};
 use pci::vfio::{Container, OpenError, VfioDevice};
 use pci::{DmaArea, DmaTarget, MappableArea};
@@ -539,43 +538,6 @@ fn messages_have_holes_and_their_number_changes() -> Result<()> {
 }
 
 #[test]
-fn the_host_asks_for_a_device_and_gets_it_back() -> Result<()> {
-    let _host = PassedThrough::take(&[HostDevice::Nvme])?;
-    let container = Container::new()?;
-    let nvme = open(&container, HostDevice::Nvme)?;
-    let (request, error) = (event()?, event()?);
-    nvme.on_request(&request)?;
-    nvme.on_error(&error)?;
-    assert!(!arrives_within(&request, SHORT));
-    let taker = thread::spawn(|| HostDevice::Nvme.unbind());
-    assert!(arrives(&request));
-    assert!(!taker.is_finished());
-    drop(nvme);
-    taker.join().expect("no panic")?;
-    assert!(error.read().is_err());
-    Ok(())
-}
-
-#[test]
-fn a_device_that_is_given_back_is_the_hosts_though_somebody_holds_it() -> Result<()> {
-    let _host = PassedThrough::take(&[HostDevice::Nvme])?;
-    let container = Container::new()?;
-    let nvme = open(&container, HostDevice::Nvme)?;
-    let areas = nvme.region(0).mappable.clone();
-    ensure!(!areas.is_empty());
-    let group = nvme.close()?.context("it was the only one of its group")?;
-    assert!(container.groups().is_empty());
-    let lost = nvme.read(region::CONFIG, COMMAND, &mut [0; 2]);
-    assert!(matches!(lost, Err(DeviceError::Lost(_))), "{lost:?}");
-    drop(group);
-    // Somebody else opens it, and the host takes it, while the first one is there still.
-    drop(open(&Container::new()?, HostDevice::Nvme)?);
-    HostDevice::Nvme.unbind()?;
-    drop(areas);
-    Ok(())
-}
-
-#[test]
 fn a_conventional_device_has_no_event_for_errors() -> Result<()> {
     let _host = PassedThrough::take(&[HostDevice::Edu])?;
     let container = Container::new()?;
@@ -587,72 +549,5 @@ fn a_conventional_device_has_no_event_for_errors() -> Result<()> {
         if error.kind() == ErrorKind::Unsupported),
         "{result:?}"
     );
-    Ok(())
-}
-
-/// A device that another driver of the host has.
-fn taken_device() -> Result<PathBuf> {
-    let devices = fs::read_dir("/sys/bus/pci/drivers/virtio-pci")?;
-    let mut devices = devices.filter_map(Result::ok).map(|entry| entry.path());
-    devices
-        .find(|path| path.join("vendor").exists())
-        .context("the host has no virtio device")
-}
-
-#[test]
-fn what_cannot_be_passed_through_is_refused() -> Result<()> {
-    // Nobody binds devices meanwhile.
-    let _host = PassedThrough::take(&[])?;
-    let container = Container::new()?;
-    let refusal = |path: &Path| container.open_device(path).map(drop).unwrap_err();
-
-    let error = refusal(&taken_device()?);
-    assert!(
-        matches!(&error, OpenError::WrongDriver { driver, .. } if driver == "virtio-pci"),
-        "{error}"
-    );
-    let error = refusal(&HostDevice::Nvme.path()?);
-    assert!(matches!(error, OpenError::Unbound { .. }), "{error}");
-    let error = refusal(Path::new("/sys/bus/pci"));
-    assert!(matches!(error, OpenError::NotADevice { .. }), "{error}");
-    let error = refusal(Path::new("/sys/bus/pci/devices/0000:00:1e.7"));
-    assert!(matches!(error, OpenError::Missing { .. }), "{error}");
-    assert!(container.groups().is_empty());
-    Ok(())
-}
-
-#[test]
-fn a_group_that_the_host_uses_is_refused_with_the_names_of_its_devices() -> Result<()> {
-    let _host = PassedThrough::take(&[HostDevice::Entangled])?;
-    let container = Container::new()?;
-    let error = open(&container, HostDevice::Entangled).unwrap_err();
-    let Some(OpenError::NotViable { devices, .. }) = error.downcast_ref() else {
-        panic!("{error:#}");
-    };
-    let path = HostDevice::Entangled.path()?;
-    let name = path.file_name().context("no name")?.display().to_string();
-    let neighbour = name.replace(".0", ".1");
-    assert_eq!(*devices, [format!("{neighbour} (virtio-pci)")]);
-    Ok(())
-}
-
-#[test]
-fn the_files_of_groups_outlive_devices() -> Result<()> {
-    let _host = PassedThrough::take(&[HostDevice::Nvme])?;
-    let container = Container::new()?;
-    let nvme = open(&container, HostDevice::Nvme)?;
-    let groups = container.groups();
-    let link = fs::read_link(format!("/proc/self/fd/{}", groups[0].as_raw_fd()))?;
-    assert_eq!(link.parent(), Some(Path::new("/dev/vfio")));
-    drop(nvme);
-    // As long as somebody has the group, nobody else gets it.
-    let again = open(&container, HostDevice::Nvme).unwrap_err();
-    let busy = again.downcast_ref::<OpenError>();
-    assert!(
-        matches!(busy, Some(OpenError::GroupBusy { .. })),
-        "{again:#}"
-    );
-    drop(groups);
-    open(&container, HostDevice::Nvme)?;
     Ok(())
 }
