@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use super::stdio::resize;
 use super::*;
 use crate::console::paced::CAPACITY;
 
@@ -36,17 +37,6 @@ impl InputSink for Sizes {
     fn resized(&self, size: Size) {
         lock(&self.sizes).push(size);
     }
-}
-
-/// Resizes a terminal, as its user's terminal emulator does.
-pub(super) fn resize(path: &Path, columns: u16, rows: u16) {
-    let (columns, rows) = (columns.to_string(), rows.to_string());
-    let status = Command::new("stty")
-        .arg("-F")
-        .arg(path)
-        .args(["cols", &columns, "rows", &rows])
-        .status();
-    assert!(status.unwrap().success());
 }
 
 fn for_queue(mode: &Mode) -> Backend {

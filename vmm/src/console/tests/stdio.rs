@@ -7,10 +7,11 @@
 
 use std::env;
 use std::io::{BufRead, BufReader, Seek};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
 
-use super::queue::{Sizes, resize};
+use super::queue::Sizes;
 use super::*;
 use crate::console::pty::Pty;
 use crate::console::terminal;
@@ -116,6 +117,20 @@ fn shell() {
     let result = unsafe { libc::tcsetpgrp(0, i32::try_from(job.id()).unwrap()) };
     assert_eq!(result, 0);
     assert!(job.wait().unwrap().success());
+}
+
+/// Resizes a terminal at once, as its user's terminal emulator does (`stty` sets columns and then rows).
+pub(super) fn resize(path: &Path, columns: u16, rows: u16) {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = open_slave(path);
+    // SAFETY: the request reads one winsize.
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(done, 0);
 }
 
 /// Waits until the terminal has got another size, and tells of it.
